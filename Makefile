@@ -1,0 +1,44 @@
+# Every target works from a clean clone: it makes .venv when that is missing or out of date.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := check
+.PHONY: demo test check static bench clean
+
+check: static
+	$(BIN)/pytest -q -m "not slow"
+
+test: static
+	$(BIN)/pytest -q -n 2
+
+static: $(VENV)/stamp-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+demo: $(VENV)/stamp-demo
+	$(BIN)/python benchmarks/demo.py
+
+bench: $(VENV)/stamp-bench
+	PYTHONPATH=. $(BIN)/python benchmarks/coverage.py
+	PYTHONPATH=. $(BIN)/python benchmarks/speed.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find onnxprune passes tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/stamp-dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[dev]'
+	touch $@
+
+# The package is wanted for its model files alone: without its dependencies (OpenCV and others).
+$(VENV)/stamp-demo: $(VENV)/stamp-dev
+	$(PIP) --no-deps rapidocr-onnxruntime
+	touch $@
+
+$(VENV)/stamp-bench: $(VENV)/stamp-dev
+	$(PIP) -e '.[dev,bench]'
+	touch $@
