@@ -1,0 +1,384 @@
+"""The axis algebra: layouts of axes over factors, refined by unification.
+
+A *factor* is a set of indices that is pruned as one; here it is an integer that a ``Factors``
+store knows. A *layout* says which factors an axis is made of:
+
+    factor        64 channels
+    Product       ``(head dim)``, row-major: index (i, j) is alive iff head i and dim j are
+    Sum           ``a + b``, concatenation
+    OPAQUE        an axis of unknown size; whatever meets it is frozen
+
+``Factors.split_at`` and ``Factors.unify`` discover the structure of a network by refinement;
+``mask``, ``count``, ``pull_back`` and ``solve`` then speak of kept indices. Sizes of 1 vanish from
+products and sizes of 0 from sums, so that each layout has one normal form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Mask = npt.NDArray[np.bool_]
+Values = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """``(a b c)``, outermost part first."""
+
+    parts: tuple[Layout, ...]
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """``a + b + c``, first part first."""
+
+    parts: tuple[Layout, ...]
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Opaque:
+    """An axis of unknown size."""
+
+
+Layout = int | Product | Sum | Opaque
+ONE: Final = Product((), 1)
+ZERO: Final = Sum((), 0)
+OPAQUE: Final = Opaque()
+UNROLL_LIMIT: Final = 1024  # a longer outer part is frozen as it stands, not written out as a sum
+
+
+class Reason(NamedTuple):
+    """Why a factor is frozen: what was found, and at which node (-1: none)."""
+
+    text: str
+    node: int = -1
+
+
+class Factors:
+    """The store of all factors of one graph: sizes, bindings, frozen reasons, mixing marks."""
+
+    def __init__(self) -> None:
+        self._sizes: list[int] = []
+        self._bound: dict[int, Layout] = {}
+        self._reasons: dict[int, Reason] = {}
+        self._mixing: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def fresh(self, size: int, reason: Reason | None = None) -> Layout:
+        """A new factor, frozen if there is a reason; ``ONE`` where the size is 1."""
+        if size == 1:
+            return ONE
+        if size == 0:
+            return ZERO
+        self._sizes.append(size)
+        factor = len(self._sizes) - 1
+        if reason is not None:
+            self._reasons[factor] = reason
+        return factor
+
+    def size(self, layout: Layout) -> int:
+        """The number of indices of a layout that is not opaque."""
+        if isinstance(layout, int):
+            return self._sizes[layout]
+        assert not isinstance(layout, Opaque)
+        return layout.size
+
+    def product(self, parts: list[Layout]) -> Layout:
+        """The normal form of a product."""
+        flat: list[Layout] = []
+        for part in parts:
+            if isinstance(part, Product):
+                flat.extend(part.parts)
+            elif isinstance(part, Opaque):
+                return OPAQUE
+            else:
+                flat.append(part)
+        if len(flat) == 1:
+            return flat[0]
+        size = 1
+        for part in flat:
+            size *= self.size(part)
+        if size == 0:
+            return ZERO
+        return Product(tuple(flat), size) if flat else ONE
+
+    def sum(self, parts: list[Layout]) -> Layout:
+        """The normal form of a sum."""
+        flat: list[Layout] = []
+        for part in parts:
+            if isinstance(part, Sum):
+                flat.extend(part.parts)
+            elif isinstance(part, Opaque):
+                return OPAQUE
+            else:
+                flat.append(part)
+        if len(flat) == 1:
+            return flat[0]
+        return Sum(tuple(flat), sum(self.size(part) for part in flat))
+
+    def normal(self, layout: Layout) -> Layout:
+        """The layout with every bound factor replaced by what it is bound to."""
+        if isinstance(layout, int):
+            bound = self._bound.get(layout)
+            if bound is None:
+                return layout
+            resolved = self.normal(bound)
+            self._bound[layout] = resolved
+            return resolved
+        if isinstance(layout, Product):
+            if not self._bound.keys().isdisjoint(_leaves(layout)):
+                return self.product([self.normal(part) for part in layout.parts])
+        elif isinstance(layout, Sum) and not self._bound.keys().isdisjoint(_leaves(layout)):
+            return self.sum([self.normal(part) for part in layout.parts])
+        return layout
+
+    def leaves(self, layout: Layout) -> list[int]:
+        """The factors of the layout's normal form, each once, in order."""
+        return list(dict.fromkeys(_leaves(self.normal(layout))))
+
+    def reason(self, layout: Layout) -> Reason | None:
+        """Why the layout can't be pruned at all: every factor is frozen; else None."""
+        normal = self.normal(layout)
+        if isinstance(normal, Opaque):
+            return Reason("its size is unknown")
+        reasons = [self._reasons.get(leaf) for leaf in _leaves(normal)]
+        if not reasons:
+            return Reason("it has one index")
+        return reasons[0] if all(reasons) else None
+
+    def is_mixing(self, factor: int) -> bool:
+        """Whether removing an index of this factor changes what survives."""
+        return factor in self._mixing
+
+    def freeze(self, layout: Layout, reason: Reason) -> None:
+        """Keep every index of the layout; the first reason stays."""
+        for leaf in _leaves(self.normal(layout)):
+            self._reasons.setdefault(leaf, reason)
+
+    def mix(self, layout: Layout) -> None:
+        """Mark every factor of the layout as mixing."""
+        self._mixing.update(_leaves(self.normal(layout)))
+
+    def _bind(self, factor: int, layout: Layout) -> None:
+        """Bind a factor; its marks travel to what it is bound to."""
+        self._bound[factor] = layout
+        if factor in self._mixing:
+            self.mix(layout)
+        if factor in self._reasons:
+            self.freeze(layout, self._reasons[factor])
+
+    def _divide(self, factor: int, outer: int) -> tuple[Layout, Layout]:
+        """Refine a factor into ``(outer rest)``."""
+        first, second = self.fresh(outer), self.fresh(self._sizes[factor] // outer)
+        self._bind(factor, self.product([first, second]))
+        return first, second
+
+    def split_at(self, layout: Layout, n: int, reason: Reason) -> tuple[Layout, Layout]:
+        """The first n indices, and the rest; refines what it cuts through.
+
+        Args:
+            layout: any layout but an opaque one.
+            n: 0 to the layout's size.
+            reason: what a factor that has to be frozen for the cut says.
+        """
+        layout = self.normal(layout)
+        size = self.size(layout)
+        if n == 0:
+            return ZERO, layout
+        if n == size:
+            return layout, ZERO
+        if isinstance(layout, int):
+            head, tail = self.fresh(n), self.fresh(size - n)
+            self._bind(layout, self.sum([head, tail]))
+            return head, tail
+        if isinstance(layout, Product):
+            return self._split_product(layout, n, reason)
+        assert isinstance(layout, Sum)
+        heads: list[Layout] = []
+        for position, part in enumerate(layout.parts):
+            width = self.size(part)
+            if n < width:
+                head, tail = self.split_at(part, n, reason)
+                rest = list(layout.parts[position + 1 :])
+                return self.sum([*heads, head]), self.sum([tail, *rest])
+            heads.append(part)
+            n -= width
+        raise AssertionError("n lies within the layout")
+
+    def _split_product(self, layout: Product, n: int, reason: Reason) -> tuple[Layout, Layout]:
+        outer, inner = layout.parts[0], self.product(list(layout.parts[1:]))
+        stride = self.size(inner)
+        if n % stride == 0:
+            head, tail = self.split_at(outer, n // stride, reason)
+            return self.product([head, inner]), self.product([tail, inner])
+        self.freeze(outer, reason)
+        copies = self.size(outer)
+        if copies > UNROLL_LIMIT:
+            self.freeze(inner, reason)
+            return self.fresh(n, reason), self.fresh(layout.size - n, reason)
+        return self.split_at(self.sum([inner] * copies), n, reason)
+
+    def unify(self, x: Layout, y: Layout, reason: Reason) -> None:
+        """Make two layouts keep the same indices, always.
+
+        It ends because each step works on smaller sizes. What can't be refined is frozen.
+
+        Args:
+            x: one layout.
+            y: another of the same size; sizes that differ freeze both.
+            reason: what a factor that has to be frozen for it says.
+        """
+        todo = [(x, y)]
+        while todo:
+            x, y = todo.pop()
+            x, y = self.normal(x), self.normal(y)
+            if x == y:
+                continue
+            if isinstance(x, Opaque) or isinstance(y, Opaque):
+                self.freeze(x, reason)
+                self.freeze(y, reason)
+            elif self.size(x) != self.size(y):
+                text = f"{reason.text}: sizes {self.size(x)} and {self.size(y)} meet"
+                self.freeze(x, Reason(text, reason.node))
+                self.freeze(y, Reason(text, reason.node))
+            elif isinstance(x, int):
+                self._bind(x, y)
+            elif isinstance(y, int):
+                self._bind(y, x)
+            elif isinstance(x, Product) and isinstance(y, Product):
+                todo.extend(self._refine(x, y, reason))
+            else:
+                n = min(self.size(z.parts[0]) for z in (x, y) if isinstance(z, Sum))
+                heads, tails = zip(
+                    self.split_at(x, n, reason), self.split_at(y, n, reason), strict=True
+                )
+                todo.extend([tails, heads])
+
+    def _refine(self, x: Product, y: Product, reason: Reason) -> list[tuple[Layout, Layout]]:
+        """Compare outermost parts; cut the larger into a product where the smaller divides it."""
+        if self.size(x.parts[0]) > self.size(y.parts[0]):
+            x, y = y, x
+        a, b = x.parts[0], y.parts[0]
+        rest_x, rest_y = list(x.parts[1:]), list(y.parts[1:])
+        if self.size(a) == self.size(b):
+            return [(self.product(rest_x), self.product(rest_y)), (a, b)]
+        if self.size(b) % self.size(a):
+            self.freeze(x, reason)
+            self.freeze(y, reason)
+            return []
+        if isinstance(b, int):
+            outer, inner = self._divide(b, self.size(a))
+            return [(self.product(rest_x), self.product([inner, *rest_y])), (a, outer)]
+        outer, inner = self.fresh(self.size(a)), self.fresh(self.size(b) // self.size(a))
+        return [
+            (self.product(rest_x), self.product([inner, *rest_y])),
+            (a, outer),
+            (b, self.product([outer, inner])),
+        ]
+
+    def mask(self, layout: Layout, keep: Mapping[int, Mask]) -> Mask:
+        """The kept indices (size,) of an axis, given those of factors (absent: all)."""
+        return self._mask(self.normal(layout), keep)
+
+    def _mask(self, layout: Layout, keep: Mapping[int, Mask]) -> Mask:
+        if isinstance(layout, int):
+            found = keep.get(layout)
+            return np.ones(self._sizes[layout], bool) if found is None else found
+        if isinstance(layout, Product):
+            mask = np.ones(1, bool)
+            for part in layout.parts:
+                mask = np.logical_and.outer(mask, self._mask(part, keep)).reshape(-1)
+            return mask
+        assert isinstance(layout, Sum), "an opaque axis has no mask"
+        parts = [self._mask(part, keep) for part in layout.parts]
+        return np.concatenate(parts) if parts else np.ones(0, bool)
+
+    def count(self, layout: Layout, counts: Mapping[int, int]) -> int:
+        """How many indices of a layout are kept, given how many of each factor are."""
+        if isinstance(layout, int):
+            bound = self._bound.get(layout)
+            if bound is not None:
+                return self.count(bound, counts)
+            return counts.get(layout, self._sizes[layout])
+        if isinstance(layout, Product):
+            total = 1
+            for part in layout.parts:
+                total *= self.count(part, counts)
+            return total
+        assert isinstance(layout, Sum), "an opaque axis has no count"
+        return sum(self.count(part, counts) for part in layout.parts)
+
+    def pull_back(self, layout: Layout, values: Values) -> dict[int, Values]:
+        """Sum per-index values (size,) of an axis into per-index values of its factors.
+
+        The transpose of ``mask``: a factor's index receives the values of all the axis' indices
+        that vanish with it.
+        """
+        found: dict[int, Values] = {}
+        todo = [(self.normal(layout), values)]
+        while todo:
+            part, own = todo.pop()
+            if isinstance(part, int):
+                found[part] = found[part] + own if part in found else own
+            elif isinstance(part, Product):
+                grid = own.reshape([self.size(p) for p in part.parts])
+                for axis, inner in enumerate(part.parts):
+                    others = tuple(k for k in range(grid.ndim) if k != axis)
+                    todo.append((inner, grid.sum(axis=others)))
+            elif isinstance(part, Sum):
+                start = 0
+                for inner in part.parts:
+                    todo.append((inner, own[start : start + self.size(inner)]))
+                    start += self.size(inner)
+        return found
+
+    def solve(self, layout: Layout, mask: Mask) -> dict[int, Mask] | None:
+        """The factors' kept indices that give this mask (size,); None where there are none."""
+        found: dict[int, Mask] = {}
+        todo = [(self.normal(layout), mask)]
+        while todo:
+            part, own = todo.pop()
+            if isinstance(part, int):
+                if part in found and not np.array_equal(found[part], own):
+                    return None
+                found[part] = own
+            elif isinstance(part, Product):
+                grid = own.reshape([self.size(p) for p in part.parts])
+                for axis, inner in enumerate(part.parts):
+                    others = tuple(k for k in range(grid.ndim) if k != axis)
+                    todo.append((inner, grid.any(axis=others)))
+            elif isinstance(part, Sum):
+                start = 0
+                for inner in part.parts:
+                    todo.append((inner, own[start : start + self.size(inner)]))
+                    start += self.size(inner)
+        return found if np.array_equal(self.mask(layout, found), mask) else None
+
+    def render(self, layout: Layout, names: Mapping[int, str]) -> str:
+        """The layout in the rule notation with sizes: ``(head:12 dim:64)``, ``a:58+b:58``."""
+        normal = self.normal(layout)
+        if isinstance(normal, int):
+            return f"{names.get(normal, '_')}:{self._sizes[normal]}"
+        if isinstance(normal, Opaque):
+            return "?"
+        if isinstance(normal, Product):
+            inner = " ".join(self.render(part, names) for part in normal.parts)
+            return f"({inner})" if normal.parts else "1"
+        return "+".join(self.render(part, names) for part in normal.parts)
+
+
+def _leaves(layout: Layout) -> Iterator[int]:
+    if isinstance(layout, int):
+        yield layout
+    elif isinstance(layout, Product | Sum):
+        for part in layout.parts:
+            yield from _leaves(part)

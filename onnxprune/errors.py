@@ -1,0 +1,35 @@
+"""Every error that a user can meet. Each message is one sentence: where, what was found, what to do."""
+
+from __future__ import annotations
+
+
+class OnnxPruneError(Exception):
+    """Bad input: the CLI prints the message alone and exits with 2."""
+
+
+class BadModelError(OnnxPruneError):
+    """The file is no ONNX model that can be read."""
+
+
+class BadPlanError(OnnxPruneError):
+    """The plan does not fit the model that it is applied to."""
+
+
+class BudgetError(OnnxPruneError):
+    """The budget lies below what the structure of the model can reach."""
+
+
+class NothingToPruneError(OnnxPruneError):
+    """The model has no group that may be pruned."""
+
+
+class RuleError(OnnxPruneError):
+    """A rule line breaks the notation, or does not fit the node it is used on."""
+
+
+class GateError(Exception):
+    """A gate said no: nothing was written. The CLI prints the message and exits with 1."""
+
+
+class VerificationError(GateError):
+    """The pruned model differs from its masked original."""

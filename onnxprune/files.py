@@ -1,0 +1,202 @@
+"""Reading models, and writing them atomically."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import external_data_helper, helper, numpy_helper
+
+from onnxprune import shapes
+from onnxprune.errors import BadModelError, OnnxPruneError
+from onnxprune.model import Array, Model, Node, Param, captures, operator
+from onnxprune.rules.values import is_small
+
+PROTOBUF_LIMIT = 2**31 - 1
+
+
+def read_proto(path: Path) -> onnx.ModelProto:
+    """Parse a file; tensors kept outside it stay there.
+
+    Raises:
+        BadModelError: the file can't be read, or is no ONNX model.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadModelError(f"'{path}' can't be read: {error.strerror}") from error
+    try:
+        proto = onnx.ModelProto.FromString(data)
+    except DecodeError as error:
+        raise BadModelError(f"'{path}' is no ONNX file, or is cut short") from error
+    return proto
+
+
+def check_proto(proto: onnx.ModelProto, name: str, folder: Path | None) -> None:
+    """Refuse what can't be a model, in one sentence.
+
+    Raises:
+        BadModelError: no graph, an unknown opset, or external data that is not there.
+    """
+    if not proto.ir_version or not proto.HasField("graph") or not proto.graph.node:
+        raise BadModelError(f"'{name}' is no ONNX model: it has no graph with nodes")
+    if not proto.opset_import:
+        raise BadModelError(f"'{name}' names no opset: an ONNX model must say which it uses")
+    newest = onnx.defs.onnx_opset_version()
+    for opset in proto.opset_import:
+        if opset.domain in ("", "ai.onnx") and opset.version > newest:
+            raise BadModelError(
+                f"'{name}' uses opset {opset.version}; this onnx {onnx.__version__} knows opsets "
+                f"up to {newest}: update the onnx package"
+            )
+    for tensor in proto.graph.initializer:
+        if not shapes.is_external(tensor):
+            continue
+        location = external_data_helper.ExternalDataInfo(tensor).location
+        if folder is None or not (folder / location).is_file():
+            raise BadModelError(
+                f"'{name}' keeps tensor '{tensor.name}' in '{location}', which is not "
+                f"beside it: put the data file into {folder or 'the folder of the model'}"
+            )
+
+
+def read_tensor(tensor: onnx.TensorProto, folder: Path | None) -> Array:
+    """The values of a tensor; external data is memory-mapped, not loaded."""
+    if not shapes.is_external(tensor):
+        return numpy_helper.to_array(tensor)
+    info = external_data_helper.ExternalDataInfo(tensor)
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    assert folder is not None
+    where = folder / info.location
+    if itemsize_is_whole(tensor):
+        count = int(np.prod(tensor.dims, dtype=np.int64))
+        offset = int(info.offset or 0)
+        if offset + count * np.dtype(dtype).itemsize > where.stat().st_size:
+            raise BadModelError(f"'{where}' is cut short: tensor '{tensor.name}' does not fit in")
+        if count == 0:
+            return np.zeros(tuple(tensor.dims), dtype)
+        return np.memmap(where, dtype, "r", offset, tuple(tensor.dims))
+    loaded = onnx.TensorProto()
+    loaded.CopyFrom(tensor)
+    external_data_helper.load_external_data_for_tensor(loaded, str(folder))
+    return numpy_helper.to_array(loaded)
+
+
+def itemsize_is_whole(tensor: onnx.TensorProto) -> bool:
+    """Whether the elements are whole bytes (4-bit types are packed)."""
+    name = onnx.TensorProto.DataType.Name(tensor.data_type)  # type: ignore[arg-type]
+    return not name.endswith(("INT4", "INT2", "4E2M1", "STRING"))
+
+
+def sort(nodes: Iterable[onnx.NodeProto], known: set[str]) -> list[onnx.NodeProto]:
+    """The nodes in topological order; those that are in order already stay as they are.
+
+    Raises:
+        BadModelError: a cycle, or an operand that nothing makes.
+    """
+    ordered, waiting = [], list(nodes)
+    available = known | {""}
+    while waiting:
+        later = []
+        for node in waiting:
+            if available.issuperset(node.input) and available.issuperset(captures(node)):
+                ordered.append(node)
+                available.update(node.output)
+            else:
+                later.append(node)
+        if len(later) == len(waiting):
+            node = later[0]
+            made = {out for other in later for out in other.output}
+            missing = [x for x in (*node.input, *captures(node)) if x not in available | made]
+            found = f"reads '{missing[0]}', which nothing makes" if missing else "is in a cycle"
+            label = f"node '{node.name or node.output[0]}' ({operator(node)})"
+            raise BadModelError(f"{label} {found}: the file is not valid")
+        waiting = later
+    return ordered
+
+
+def load(source: Any, name: str | None = None) -> Model:
+    """Load a model from a path, an onnx.ModelProto or an onnx-graphsurgeon Graph.
+
+    Raises:
+        BadModelError: one sentence on what is wrong with the file.
+    """
+    if isinstance(source, Model):
+        return source
+    folder: Path | None = None
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        proto, folder, name = read_proto(path), path.resolve().parent, name or path.name
+    elif isinstance(source, onnx.ModelProto):
+        proto = source
+    else:
+        import onnx_graphsurgeon as gs  # noqa: PLC0415  (0.3 s that most callers don't need)
+
+        if not isinstance(source, gs.Graph):
+            raise OnnxPruneError(
+                f"a model is a path, an onnx.ModelProto or a graphsurgeon Graph, not {type(source)}"
+            )
+        proto = gs.export_onnx(source)
+    name = name or proto.graph.name or "model"
+    check_proto(proto, name, folder)
+    return view(proto, folder, name)
+
+
+def view(proto: onnx.ModelProto, folder: Path | None, name: str) -> Model:
+    """The model of a checked protobuf: nodes, parameters, shapes."""
+    constants = shapes.stored(proto)
+    given = {i.name for i in proto.graph.input} | constants.keys()
+    given |= {tensor.values.name for tensor in proto.graph.sparse_initializer}
+    nodes = []
+    for raw in sort(proto.graph.node, given):
+        if raw.output and raw.output[0] in constants:
+            continue
+        index = len(nodes)
+        outer = captures(raw) if any(map(_has_body, raw.attribute)) else ()
+        nodes.append(Node(index, operator(raw), tuple(raw.input), tuple(raw.output), raw, outer))
+    params = {
+        key: Param(key, key, tuple(t.dims), t.data_type, partial(read_tensor, t, folder))
+        for key, t in constants.items()
+    }
+    small = {
+        key: param.read()
+        for key, param in params.items()
+        if is_small(param.shape, helper.tensor_dtype_to_np_dtype(param.dtype))
+    }
+    light = shapes.skeleton(proto, constants)
+    results = [shapes.sample(light, nodes, small, sizes) for sizes in shapes.choose(proto)]
+    for found, _ in results:
+        for key, param in params.items():
+            found.shapes[key] = param.shape  # type: ignore[index]
+    samples = tuple(found for found, _ in results)
+    return Model(proto, folder, name, tuple(nodes), params, samples, results[0][1])
+
+
+def _has_body(attribute: onnx.AttributeProto) -> bool:
+    return attribute.HasField("g") or bool(attribute.graphs)
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then rename it."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent or Path())
+    os.close(handle)
+    try:
+        write(Path(temporary))
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

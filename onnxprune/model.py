@@ -1,0 +1,177 @@
+"""The model as the passes see it: nodes, parameters, and what is known of shapes.
+
+The file's protobuf stays the one truth and is never edited here. ``Node`` and ``Param`` are views
+of it, in which each operand has the name that the plan uses: an initializer that serves unrelated
+layers by accident goes by ``NAME@OUTPUT:INDEX``, one name for each use (see passes/normalize).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper
+
+from onnxprune.notation import Shape
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node. ``op`` is the operator's type, with its domain where that is not ai.onnx."""
+
+    index: int
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    proto: onnx.NodeProto = field(repr=False)
+    captured: tuple[str, ...] = ()
+
+    @cached_property
+    def attributes(self) -> dict[str, Any]:
+        """The attributes' values, subgraphs left out."""
+        return {
+            a.name: helper.get_attribute_value(a)
+            for a in self.proto.attribute
+            if not a.HasField("g") and not a.graphs
+        }
+
+    @property
+    def label(self) -> str:
+        """What a message calls the node: its name, or its first output's where it has none."""
+        return f"node '{self.proto.name or self.outputs[0]}' ({self.op})"
+
+
+@dataclass(frozen=True)
+class Param:
+    """A constant tensor that may lose indices: an initializer, a Constant, or a folded value.
+
+    Attributes:
+        name: the plan's name for it.
+        origin: the name of the file's tensor (or Constant output, or folded value) behind it.
+        shape: its sizes.
+        dtype: onnx.TensorProto data type.
+        read: reads the values.
+    """
+
+    name: str
+    origin: str
+    shape: tuple[int, ...]
+    dtype: int
+    read: Callable[[], Array] = field(repr=False)
+    folded: bool = False
+
+    @property
+    def size_bytes(self) -> float:
+        """Bytes of the values in the file (half a byte for 4-bit types)."""
+        return float(np.prod(self.shape, dtype=np.int64)) * itemsize(self.dtype)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Shapes and small values of a graph for one choice of its dynamic sizes."""
+
+    shapes: Mapping[str, Shape]
+    constants: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model.
+
+    Attributes:
+        proto: the file; weights kept outside it are not loaded.
+        folder: where external data lies, if the model came from a file.
+        name: what reports call it: the file's name.
+        nodes: the nodes in topological order; those that only rename a constant are left out.
+        params: parameters by plan name.
+        samples: one where all sizes are fixed; else two, for two choices of the dynamic sizes.
+        dtypes: element types of values, as far as they are known.
+    """
+
+    proto: onnx.ModelProto = field(repr=False)
+    folder: Path | None
+    name: str
+    nodes: tuple[Node, ...] = field(repr=False)
+    params: Mapping[str, Param] = field(repr=False)
+    samples: tuple[Sample, ...] = field(repr=False)
+    dtypes: Mapping[str, int] = field(repr=False)
+
+    @cached_property
+    def opset(self) -> int:
+        """The version of the ai.onnx operators."""
+        versions = [o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx")]
+        return max(versions, default=1)
+
+    @cached_property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs that a caller has to give."""
+        stored = {i.name for i in self.proto.graph.initializer}
+        return tuple(i.name for i in self.proto.graph.input if i.name not in stored)
+
+    @cached_property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the graph's outputs."""
+        return tuple(o.name for o in self.proto.graph.output)
+
+    @cached_property
+    def producers(self) -> dict[str, Node]:
+        """The node that makes each value."""
+        return {name: node for node in self.nodes for name in node.outputs if name}
+
+    def shape(self, value: str) -> Shape | None:
+        """The shape of a value; an axis that is dynamic or unknown has None."""
+        shapes = [sample.shapes.get(value) for sample in self.samples]
+        first = shapes[0]
+        if first is None or any(s is None or len(s) != len(first) for s in shapes):
+            return None
+        columns = zip(*(s for s in shapes if s is not None), strict=True)
+        return tuple(column[0] if len(set(column)) == 1 else None for column in columns)
+
+
+def itemsize(dtype: int) -> float:
+    """Bytes of one element of an onnx.TensorProto data type."""
+    name = onnx.TensorProto.DataType.Name(dtype)  # type: ignore[arg-type]
+    if name.endswith(("INT4", "4E2M1")):
+        return 0.5
+    if name.endswith("INT2"):
+        return 0.25
+    return float(np.dtype(helper.tensor_dtype_to_np_dtype(dtype)).itemsize)
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The bodies of a control-flow node."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def captures(node: onnx.NodeProto) -> tuple[str, ...]:
+    """The outer values that the bodies of a control-flow node read."""
+    found: dict[str, None] = {}
+    for body in subgraphs(node):
+        own = {i.name for i in body.input} | {i.name for i in body.initializer}
+        for inner in body.node:
+            for name in (*inner.input, *captures(inner)):
+                if name and name not in own:
+                    found[name] = None
+            own.update(inner.output)
+        for result in body.output:
+            if result.name not in own:
+                found[result.name] = None
+    return tuple(found)
+
+
+def operator(proto: onnx.NodeProto) -> str:
+    """The operator of a node: ``Conv``, or ``com.microsoft::Attention``."""
+    if proto.domain in ("", "ai.onnx"):
+        return proto.op_type
+    return f"{proto.domain}::{proto.op_type}"

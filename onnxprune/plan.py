@@ -1,0 +1,156 @@
+"""The plan: which indices are kept, in names and indices of the original file.
+
+A plan is JSON that can be reviewed, diffed, edited and replayed, also on another file with the
+same names (an fp16 or QDQ twin):
+
+    {"format": 1, "model": {"sha256": ..., "name": ...},
+     "groups": {GROUP: {"size": 64, "keep": [...]}},
+     "initializers": {NAME: {"0": [kept indices], ...}}}
+
+``initializers`` lists the axes that lose something, and is what a replay goes by; ``groups`` says
+the same once for each group. A Constant node goes by its output's name, one use of an un-shared
+initializer is ``NAME@OUTPUT:INDEX``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from onnxprune.axes import Mask
+from onnxprune.coupling import Coupling
+from onnxprune.errors import BadPlanError
+
+Keep = Mapping[int, Mask]
+Indices = list[Annotated[int, Field(ge=0)]]
+
+
+class ModelId(BaseModel):
+    """Which file the plan was made for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    sha256: str | None = None
+    name: str = ""
+
+
+class GroupPlan(BaseModel):
+    """The kept indices of one group."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    size: int
+    keep: Indices
+
+
+class Plan(BaseModel):
+    """What is kept. See the module's docstring for the JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    format: Literal[1] = 1
+    model: ModelId = ModelId()
+    groups: dict[str, GroupPlan] = {}
+    initializers: dict[str, dict[int, Indices]] = {}
+
+    def to_json(self) -> str:
+        """The plan as JSON with sorted keys, one initializer a line."""
+        data = json.loads(self.model_dump_json())
+        parts = [f'  "format": {data["format"]}']
+        for key in ("groups", "initializers"):
+            rows = [f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(data[key].items())]
+            body = "{\n" + ",\n".join(rows) + "\n  }" if rows else "{}"
+            parts.append(f'  "{key}": {body}')
+        parts.append(f'  "model": {json.dumps(data["model"], sort_keys=True)}')
+        return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan file.
+
+    Raises:
+        BadPlanError: it can't be read, or is no plan.
+    """
+    try:
+        return Plan.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadPlanError(f"the plan '{path}' can't be read: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise BadPlanError(f"'{path}' is no plan: {where}: {first['msg']}") from error
+
+
+def make_plan(coupling: Coupling, keep: Keep, sha256: str | None = None) -> Plan:
+    """The plan that keeps these indices.
+
+    Args:
+        coupling: the structure of the model.
+        keep: kept indices (size,) by factor; a factor that is absent keeps all.
+        sha256: the digest of the model's file.
+    """
+    pruned = {factor for factor, mask in keep.items() if not mask.all()}
+    groups = {
+        g.name: GroupPlan(size=g.size, keep=np.flatnonzero(keep[g.factor]).tolist())
+        for g in coupling.groups
+        if g.factor in pruned
+    }
+    axes = {(m.param, m.axis) for g in coupling.groups if g.factor in pruned for m in g.members}
+    initializers: dict[str, dict[int, Indices]] = {}
+    for param, axis in sorted(axes):
+        mask = coupling.factors.mask(coupling.layouts[param][axis], keep)
+        if not mask.all():
+            initializers.setdefault(param, {})[axis] = np.flatnonzero(mask).tolist()
+    model = ModelId(sha256=sha256, name=coupling.model.name)
+    return Plan(model=model, groups=groups, initializers=initializers)
+
+
+def keep_of(plan: Plan, coupling: Coupling) -> dict[int, Mask]:
+    """The kept indices by factor that a plan asks for on this model.
+
+    Raises:
+        BadPlanError: the plan names what the model has not got, keeps indices that are not there,
+            contradicts itself, or removes what is frozen.
+    """
+    keep: dict[int, Mask] = {}
+    for param, axes in plan.initializers.items():
+        layouts = coupling.layouts.get(param)
+        if layouts is None or param not in coupling.model.params:
+            raise BadPlanError(
+                f"the plan prunes '{param}', which '{coupling.model.name}' has not got or does not "
+                "use: it was made for another model"
+            )
+        for axis, indices in axes.items():
+            _meet(coupling, keep, param, axis, indices)
+    return keep
+
+
+def _meet(
+    coupling: Coupling, keep: dict[int, Mask], param: str, axis: int, indices: Indices
+) -> None:
+    layouts, factors = coupling.layouts[param], coupling.factors
+    where = f"'{param}', axis {axis}"
+    if axis >= len(layouts):
+        raise BadPlanError(f"{where}: the tensor has {len(layouts)} axes")
+    shape = coupling.model.params[param].shape
+    if not indices or max(indices) >= shape[axis] or len(set(indices)) != len(indices):
+        found = f"keeps index {max(indices)}" if indices else "keeps nothing"
+        raise BadPlanError(f"{where}: has {shape[axis]} channels, the plan {found}")
+    mask = np.zeros(shape[axis], bool)
+    mask[indices] = True
+    if mask.all():
+        return
+    solved = factors.solve(layouts[axis], mask)
+    if solved is None:
+        names = factors.render(layouts[axis], coupling.names())
+        raise BadPlanError(f"{where}: the kept indices do not follow its layout {names}")
+    for factor, own in solved.items():
+        reason = factors.reason(factor)
+        if reason is not None and not own.all():
+            raise BadPlanError(f"{where}: can't be pruned, because {coupling.says(reason)}")
+        if factor in keep and not np.array_equal(keep[factor], own):
+            name = coupling.names().get(factor, "a group")
+            raise BadPlanError(f"{where}: contradicts what the plan keeps elsewhere of '{name}'")
+        keep[factor] = own

@@ -1,0 +1,94 @@
+"""Rules: what one operator does with the axes of its operands, said in one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from onnxprune.errors import RuleError
+from onnxprune.model import Model, Node
+from onnxprune.notation import Fit, Operand, Rule, Shape, fit, parse
+from onnxprune.rules import contrib, tables
+from onnxprune.rules.site import Computed, Site, Unprunable
+
+__all__ = ["BUILT_IN", "Row", "Unprunable", "fit_node", "row_of", "stated_row"]
+
+Row = str | Computed
+BUILT_IN: Final[Mapping[str, Row]] = {**tables.TABLE, **contrib.TABLE}
+
+
+def row_of(op: str, rules: Mapping[str, Row]) -> Row:
+    """The row of an operator; rows of the user come first.
+
+    Raises:
+        Unprunable: it has none, with the reason.
+    """
+    row = rules.get(op) or BUILT_IN.get(op)
+    if row is None:
+        raise Unprunable(tables.FROZEN.get(op, f"operator {op} has no rule"))
+    return row
+
+
+def stated_row(line: str) -> str:
+    """Check a row that a user gives.
+
+    Raises:
+        RuleError: it breaks the notation.
+    """
+    parse(line)
+    return line
+
+
+def fit_node(node: Node, model: Model, rules: Mapping[str, Row]) -> tuple[Fit, ...]:
+    """The node's rule with every letter's size, once for each sample of the model.
+
+    Raises:
+        Unprunable: there is no rule, a shape is unknown, or the rule says something else for
+            another choice of the dynamic sizes.
+    """
+    row = row_of(node.op, rules)
+    fits = []
+    lines = set()
+    for sample in model.samples:
+        site = Site(node, model, sample)
+        line = row(site) if callable(row) else row
+        lines.add(line)
+        rule = parse(line)
+        operands = _shapes(sample.shapes, node.inputs, rule.operands, "operand")
+        results = _shapes(sample.shapes, node.outputs, rule.results, "result")
+        attributes = _integers(node, rule)
+        try:
+            fits.append(fit(line, operands, results, attributes))
+        except RuleError as error:
+            raise Unprunable(str(error)) from error
+    if len(lines) != 1:
+        raise Unprunable("what it does with its axes depends on dynamic sizes")
+    return tuple(fits)
+
+
+def _shapes(
+    known: Mapping[str, Shape],
+    names: Sequence[str],
+    patterns: Sequence[Operand | None],
+    what: str,
+) -> tuple[Shape | None, ...]:
+    """The shapes that a rule speaks of; None for an operand that is absent."""
+    found = []
+    for position, name in enumerate(names):
+        shape = known.get(name) if name else None
+        carries = patterns[min(position, len(patterns) - 1)] is not None
+        if name and shape is None and carries:
+            raise Unprunable(f"{what} {position} has an unknown rank")
+        found.append(shape)
+    return tuple(found)
+
+
+def _integers(node: Node, rule: Rule) -> tuple[tuple[str, int], ...]:
+    """The attributes that the clauses name; onnx's default for a missing group is 1."""
+    found = []
+    for clause in rule.clauses:
+        if isinstance(clause.target, str):
+            value = node.attributes.get(clause.target, 1 if clause.target == "group" else None)
+            if isinstance(value, int):
+                found.append((clause.target, value))
+    return tuple(found)

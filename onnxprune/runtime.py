@@ -1,0 +1,87 @@
+"""ONNX Runtime: sessions with stated threads, and the values of constant parts of a graph."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+from onnx import external_data_helper
+
+from onnxprune.errors import OnnxPruneError
+from onnxprune.model import Array, captures
+
+ort.set_default_logger_severity(4)
+Feeds = Mapping[str, Array]
+MESSAGE_LIMIT = 300
+
+
+class RunError(OnnxPruneError):
+    """ONNX Runtime can't load or run the model."""
+
+
+def session(
+    proto: onnx.ModelProto, folder: Path | None, threads: int = 1, optimize: bool = True
+) -> ort.InferenceSession:
+    """A CPU session of a model in memory.
+
+    Args:
+        proto: the model; external data is looked for in ``folder``.
+        folder: where the model's file lies.
+        threads: threads inside an operator.
+        optimize: whether ORT may fuse and rearrange the graph.
+
+    Raises:
+        RunError: ORT refuses the model.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    providers = ["CPUExecutionProvider"]
+    try:
+        if folder is not None and any(
+            external_data_helper.uses_external_data(t) for t in proto.graph.initializer
+        ):
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", str(folder)
+            )
+        return ort.InferenceSession(proto.SerializeToString(), options, providers=providers)
+    except Exception as error:
+        raise RunError(f"ONNX Runtime can't load the model: {_brief(error)}") from error
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:MESSAGE_LIMIT]
+
+
+def run(session_: ort.InferenceSession, feeds: Feeds, outputs: Sequence[str]) -> list[Array]:
+    """Run once.
+
+    Raises:
+        RunError: ORT fails on these inputs.
+    """
+    try:
+        return list(session_.run(list(outputs), dict(feeds)))
+    except Exception as error:
+        raise RunError(f"ONNX Runtime can't run the model: {_brief(error)}") from error
+
+
+def constant_value(proto: onnx.ModelProto, folder: Path | None, name: str) -> Array:
+    """The value of a graph value that depends on constants alone."""
+    wanted, nodes = {name}, []
+    for node in reversed(proto.graph.node):
+        if wanted.intersection(node.output):
+            nodes.append(node)
+            wanted.update(node.input, captures(node))
+    part = onnx.ModelProto(ir_version=proto.ir_version)
+    part.opset_import.extend(proto.opset_import)
+    part.graph.name = "constant"
+    part.graph.node.extend(reversed(nodes))
+    part.graph.initializer.extend(t for t in proto.graph.initializer if t.name in wanted)
+    part.graph.output.add(name=name)
+    return run(session(part, folder), {}, [name])[0]

@@ -1,0 +1,260 @@
+"""What is known of shapes and small values before anything runs.
+
+onnx's shape inference runs on a copy without weight data; what exporters compute with Shape,
+Gather, Concat chains is evaluated in numpy on one walk over the nodes, which infers the shapes that
+depend on such values node by node. Where a graph has dynamic sizes, all this is done for two choices of them: what differs between the two is
+dynamic, what agrees is fixed. So no symbolic arithmetic is needed, and a rule that holds in both
+holds for the structure (see ``onnxprune.rules``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from onnxprune.errors import BadModelError
+from onnxprune.model import Array, Node, Sample, operator
+from onnxprune.notation import Shape
+from onnxprune.rules.values import evaluate, is_small
+
+# Two choices for each kind of dynamic axis: primes for what counts things, round numbers for what
+# networks halve again and again.
+BATCH: Final = (13, 17)
+LENGTH: Final = (31, 37)
+EXTENT: Final = (224, 256)
+SAMPLES_1D: Final = (16000, 17920)
+
+Sizes = Mapping[str, Sequence[int]]
+
+
+def stored(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """The constant tensors of the main graph by value name: initializers and Constant nodes."""
+    found = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        if operator(node) == "Constant":
+            for attribute in node.attribute:
+                tensor = _constant_value(attribute)
+                if tensor is not None:
+                    found[node.output[0]] = tensor
+    return found
+
+
+def _constant_value(attribute: onnx.AttributeProto) -> onnx.TensorProto | None:
+    if attribute.name == "value":
+        return attribute.t
+    if attribute.name in ("value_int", "value_ints"):
+        return numpy_helper.from_array(np.array(helper.get_attribute_value(attribute), np.int64))
+    if attribute.name in ("value_float", "value_floats"):
+        return numpy_helper.from_array(np.array(helper.get_attribute_value(attribute), np.float32))
+    return None
+
+
+def is_external(tensor: onnx.TensorProto) -> bool:
+    """Whether the values lie in another file."""
+    return tensor.data_location == onnx.TensorProto.EXTERNAL
+
+
+def dynamic_axes(proto: onnx.ModelProto) -> dict[str, list[str | None]]:
+    """For each required input the symbol of each axis; None where the size is fixed."""
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    found = {}
+    for value in proto.graph.input:
+        if value.name in constants or not value.type.HasField("tensor_type"):
+            continue
+        dims = value.type.tensor_type.shape.dim
+        found[value.name] = [
+            None if dim.dim_value > 0 else dim.dim_param or f"{value.name}:{axis}"
+            for axis, dim in enumerate(dims)
+        ]
+    return found
+
+
+def choose(proto: onnx.ModelProto) -> list[dict[str, int]]:
+    """Concrete sizes for every dynamic symbol: one empty choice, or two that differ everywhere."""
+    sizes: dict[str, tuple[int, int]] = {}
+    types = {v.name: v.type.tensor_type.elem_type for v in proto.graph.input}
+    for name, symbols in dynamic_axes(proto).items():
+        whole = types[name] not in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+        for axis, symbol in enumerate(symbols):
+            if symbol is None:
+                continue
+            if axis == 0:
+                pair = BATCH
+            elif whole:
+                pair = LENGTH
+            else:
+                pair = SAMPLES_1D if len(symbols) == 2 else EXTENT  # noqa: PLR2004
+            sizes.setdefault(symbol, pair)
+    if not sizes:
+        return [{}]
+    return [{symbol: pair[k] for symbol, pair in sizes.items()} for k in range(2)]
+
+
+def skeleton(
+    proto: onnx.ModelProto, constants: Mapping[str, onnx.TensorProto]
+) -> onnx.ModelProto:
+    """A copy for shape inference: large constants are inputs, so that no weight is copied."""
+    copy = onnx.ModelProto(ir_version=max(proto.ir_version, 4))
+    copy.opset_import.extend(proto.opset_import)
+    copy.functions.extend(proto.functions)
+    graph = copy.graph
+    graph.name = proto.graph.name
+    graph.input.extend(i for i in proto.graph.input if i.name not in constants)
+    for output in proto.graph.output:
+        graph.output.add(name=output.name)
+    large = set()
+    for name, tensor in constants.items():
+        if is_external(tensor) or not _is_small(tensor):
+            large.add(name)
+            graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
+        else:
+            graph.initializer.append(tensor)
+            graph.initializer[-1].name = name
+    graph.node.extend(n for n in proto.graph.node if n.output and n.output[0] not in constants)
+    known = {o.domain for o in proto.opset_import if onnx.defs.has("Relu", o.domain)} | {""}
+    custom = {out for n in proto.graph.node if n.domain not in known for out in n.output}
+    graph.value_info.extend(v for v in proto.graph.value_info if v.name in custom)
+    return copy
+
+
+def _is_small(tensor: onnx.TensorProto) -> bool:
+    return is_small(tensor.dims, helper.tensor_dtype_to_np_dtype(tensor.data_type))
+
+
+def _shapes_of(types: Mapping[str, onnx.TypeProto]) -> tuple[dict[str, Shape], dict[str, int]]:
+    shapes: dict[str, Shape] = {}
+    dtypes: dict[str, int] = {}
+    for name, kind in types.items():
+        if not kind.HasField("tensor_type"):
+            continue
+        dtypes[name] = kind.tensor_type.elem_type
+        if kind.tensor_type.HasField("shape"):
+            shapes[name] = tuple(
+                d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else None
+                for d in kind.tensor_type.shape.dim
+            )
+    return shapes, dtypes
+
+
+def _complete(
+    nodes: Sequence[Node],
+    shapes: dict[str, Shape],
+    constants: dict[str, Array],
+    dtypes: dict[str, int],
+    opset: int,
+) -> None:
+    """One walk in topological order: small values, and the shapes that depend on them."""
+    for node in nodes:
+        if len(node.outputs) == 1:
+            value = _value(node, shapes, constants)
+            if value is not None:
+                constants[node.outputs[0]] = value
+                shapes[node.outputs[0]] = value.shape
+                dtypes[node.outputs[0]] = helper.np_dtype_to_tensor_dtype(value.dtype)
+                continue
+        if any(name and None in shapes.get(name, (None,)) for name in node.outputs):
+            found, kinds = _shapes_of(_infer_node(node, shapes, constants, dtypes, opset))
+            for name, shape in found.items():
+                old = shapes.get(name, (None,) * len(shape))
+                shapes[name] = tuple(x if y is None else y for x, y in zip(shape, old, strict=True))
+                dtypes.setdefault(name, kinds[name])
+
+
+def _value(node: Node, shapes: Mapping[str, Shape], constants: Mapping[str, Array]) -> Array | None:
+    if node.op in ("Shape", "Size"):
+        return _size_of(node, shapes.get(node.inputs[0]))
+    if not all(name in constants for name in node.inputs if name):
+        return None
+    return evaluate(node, [constants[name] if name else None for name in node.inputs])
+
+
+def _infer_node(
+    node: Node,
+    shapes: Mapping[str, Shape],
+    constants: Mapping[str, Array],
+    dtypes: Mapping[str, int],
+    opset: int,
+) -> Mapping[str, onnx.TypeProto]:
+    """onnx's inference of one node; nothing where an operand or the operator is not known."""
+    read = {name for name in node.inputs if name}
+    if node.proto.domain not in ("", "ai.onnx") or not all(
+        name in shapes and name in dtypes for name in read
+    ):
+        return {}
+    types = {name: helper.make_tensor_type_proto(dtypes[name], shapes[name]) for name in read}
+    data = {name: numpy_helper.from_array(constants[name]) for name in read if name in constants}
+    try:
+        schema = onnx.defs.get_schema(node.proto.op_type, opset)
+        return onnx.shape_inference.infer_node_outputs(
+            schema, node.proto, types, data, opset_imports=[helper.make_opsetid("", opset)]
+        )
+    except Exception:
+        return {}  # it stays unknown: whatever touches it is frozen
+
+
+def _size_of(node: Node, shape: Shape | None) -> Array | None:
+    if shape is None:
+        return None
+    if node.op == "Shape":
+        shape = shape[node.attributes.get("start", 0) : node.attributes.get("end", len(shape))]
+    if any(size is None for size in shape):
+        return None
+    sizes = np.array(shape, np.int64)
+    return sizes if node.op == "Shape" else np.array(sizes.prod(), np.int64)
+
+
+def _infer(model: onnx.ModelProto) -> onnx.GraphProto:
+    try:
+        return onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    except Exception:
+        try:
+            return onnx.shape_inference.infer_shapes(model).graph
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BadModelError(f"the model contradicts itself: {reason}") from error
+
+
+def _with_sizes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> None:
+    for name, symbols in dynamic_axes(model).items():
+        value = next(v for v in model.graph.input if v.name == name)
+        for dim, symbol in zip(value.type.tensor_type.shape.dim, symbols, strict=True):
+            if symbol is not None:
+                dim.dim_value = sizes[symbol]
+
+
+def sample(
+    light: onnx.ModelProto,
+    nodes: Sequence[Node],
+    constants: Mapping[str, Array],
+    sizes: Mapping[str, int],
+) -> tuple[Sample, dict[str, int]]:
+    """Shapes, small values and element types for one choice of the dynamic sizes.
+
+    Args:
+        light: from ``skeleton``; it is not changed.
+        nodes: the graph's nodes in topological order.
+        constants: the small constants of the file by value name.
+        sizes: the size of every dynamic symbol.
+
+    Raises:
+        BadModelError: onnx's shape inference finds that the graph contradicts itself.
+    """
+    model = light
+    if sizes:
+        model = onnx.ModelProto()
+        model.CopyFrom(light)
+        _with_sizes(model, sizes)
+    graph = _infer(model)
+    types = {v.name: v.type for v in (*graph.input, *graph.value_info, *graph.output)}
+    shapes, dtypes = _shapes_of(types)
+    values = dict(constants)
+    for name, value in values.items():
+        shapes[name] = value.shape
+        dtypes[name] = helper.np_dtype_to_tensor_dtype(value.dtype)
+    opset = max(o.version for o in light.opset_import if o.domain in ("", "ai.onnx"))
+    _complete(nodes, shapes, values, dtypes, opset)
+    return Sample(shapes, values), dtypes

@@ -1,0 +1,232 @@
+"""Couple: find by one walk over the rules which indices live and die together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from onnxprune.axes import OPAQUE, Factors, Layout, Reason
+from onnxprune.coupling import Bound, Coupling, Group, Member
+from onnxprune.model import Model, Node
+from onnxprune.notation import UNIT, Axis, Fit, is_whole
+from onnxprune.rules import Row, Unprunable, fit_node
+from onnxprune.rules.tables import SIZES
+
+Layouts = dict[str, tuple[Layout, ...]]
+
+
+def couple(model: Model, rules: Mapping[str, Row] | None = None) -> Coupling:
+    """Find the layouts of all axes, and the groups.
+
+    Needs a normalized model. Changes nothing. Promises: whatever keep-masks its groups get, slicing
+    every parameter's axis by the mask of its layout, and restating what the rules' clauses state,
+    gives a model with consistent shapes.
+
+    Args:
+        model: the model.
+        rules: rows of the user by operator; they come before the built-in ones.
+    """
+    walk = _Walk(model, rules or {})
+    for name in model.inputs:
+        walk.enter(name, Reason("it is an axis of a graph input"))
+    for node in model.nodes:
+        walk.visit(node)
+    walk.close()
+    groups = _groups(walk)
+    return Coupling(model, walk.factors, walk.layouts, tuple(walk.bound), walk.frozen, groups)
+
+
+class _Walk:
+    """The state of one walk over the nodes in topological order."""
+
+    def __init__(self, model: Model, rules: Mapping[str, Row]) -> None:
+        self.model, self.rules = model, rules
+        self.factors = Factors()
+        self.layouts: Layouts = {}
+        self.bound: list[Bound] = []
+        self.frozen: dict[int, str] = {}
+        self.sources: dict[str, tuple[str, ...]] = {}  # constant values and the params behind them
+        self.read_by_contraction: set[tuple[str, int]] = set()  # (param, axis)
+        self.read_factors: list[tuple[str, Layout]] = []  # (param, a contracted layout)
+
+    def enter(self, name: str, reason: Reason | None) -> None:
+        """Give a value that no rule made layouts of its own."""
+        shape = self.model.samples[0].shapes.get(name)
+        if shape is None:
+            return
+        self.layouts[name] = tuple(
+            OPAQUE if size is None else self.factors.fresh(size, reason) for size in shape
+        )
+
+    def visit(self, node: Node) -> None:
+        """Bind the letters of a node's rule; a node without one freezes all that it touches."""
+        constants = self.model.samples[0].constants
+        if node.outputs and all(name in constants for name in node.outputs if name):
+            return  # shape arithmetic: its value is known, and does not depend on any channel
+        try:
+            if node.captured:
+                raise Unprunable("bodies of control flow are not looked into yet")
+            fits = fit_node(node, self.model, self.rules)
+        except Unprunable as verdict:
+            self.freeze(node, str(verdict))
+            return
+        self.bind(node, fits)
+
+    def freeze(self, node: Node, text: str) -> None:
+        """Every axis that the node touches keeps every index."""
+        reason = Reason(text, node.index)
+        self.frozen[node.index] = text
+        for name in (*node.inputs, *node.captured):
+            self.operand(name)
+            for layout in self.layouts.get(name, ()):
+                self.factors.freeze(layout, reason)
+        for name in node.outputs:
+            if name:
+                self.enter(name, reason)
+
+    def operand(self, name: str) -> None:
+        """Make sure that a constant has layouts: free ones for a parameter."""
+        if name and name not in self.layouts:
+            free = name in self.model.params
+            self.enter(name, None if free else Reason("it is computed from sizes"))
+
+    def bind(self, node: Node, fits: tuple[Fit, ...]) -> None:
+        """Unify what equal letters stand for; build the layouts of the results."""
+        fit = fits[0]
+        letters: dict[str, Layout] = {}
+        step = _Step(self.factors, node, fit, letters)
+        late = []
+        for name, axes in zip(node.inputs, fit.operands, strict=True):
+            if axes is None or not name:
+                continue
+            if name not in self.layouts:
+                if name in self.model.params:
+                    late.append((name, axes))
+                    continue
+                self.operand(name)
+            for axis, layout in zip(axes, self.layouts[name], strict=True):
+                step.meet(axis, layout)
+        for name, axes in late:
+            self.layouts[name] = tuple(step.build(axis) for axis in axes)
+        for name, axes in zip(node.outputs, fit.results, strict=True):
+            if name and axes is not None:
+                self.layouts[name] = tuple(step.build(axis) for axis in axes)
+            elif name:
+                self.enter(name, Reason("the rule says that it carries no channels", node.index))
+        for letter in fit.mixing:
+            if letter in letters:
+                self.factors.mix(letters[letter])
+        for letter, size in fit.sizes.items():
+            letters.setdefault(letter, OPAQUE if size is None else self.factors.fresh(size))
+            if any(other.sizes.get(letter) != size for other in fits[1:]):
+                self.factors.freeze(letters[letter], Reason("its size is dynamic", node.index))
+        self.bound.append(Bound(node, fits, letters))
+        self.note_sides(node, fit, letters)
+
+    def note_sides(self, node: Node, fit: Fit, letters: Mapping[str, Layout]) -> None:
+        """Which axes of parameters are read by contractions, also behind constant nodes."""
+        behind = [self.behind(name) for name in node.inputs]
+        if all(found is not None for name, found in zip(node.inputs, behind, strict=True) if name):
+            params = tuple(dict.fromkeys(p for found in behind for p in found or ()))
+            self.sources.update(dict.fromkeys(node.outputs, params))
+            return
+        for name, axes, found in zip(node.inputs, fit.operands, behind, strict=True):
+            if axes is None or not found:
+                continue
+            seen: set[str] = set()
+            for position, axis in enumerate(axes):
+                own = {letter for term in axis for letter in term}
+                read = own & (fit.contracted | seen)
+                seen |= own
+                if name in self.model.params and read:
+                    self.read_by_contraction.add((name, position))
+                elif read:
+                    self.read_factors.extend((p, letters[x]) for p in found for x in read)
+
+    def behind(self, name: str) -> tuple[str, ...] | None:
+        """The parameters that a constant value is made of; None for an activation."""
+        if name in self.model.params:
+            return (name,)
+        if name in self.model.samples[0].constants:
+            return ()
+        return self.sources.get(name)
+
+    def close(self) -> None:
+        """What leaves the graph, or enters a body, stays whole."""
+        for name in self.model.outputs:
+            self.operand(name)
+            for layout in self.layouts.get(name, ()):
+                self.factors.freeze(layout, Reason("it is an axis of a graph output"))
+
+
+class _Step:
+    """Matching of one node: patterns against layouts."""
+
+    def __init__(
+        self, factors: Factors, node: Node, fit: Fit, letters: dict[str, Layout]
+    ) -> None:
+        self.factors, self.fit, self.letters = factors, fit, letters
+        self.reason = Reason("its rule can't cut this axis into factors", node.index)
+        self.whole = Reason("its rule keeps this axis whole", node.index)
+
+    def letter(self, name: str) -> Layout:
+        """What a letter stands for; a fresh factor the first time."""
+        found = self.letters.get(name)
+        if found is None:
+            size = self.fit.sizes[name]
+            reason = self.whole if is_whole(name) else None
+            found = OPAQUE if size is None else self.factors.fresh(size, reason)
+            self.letters[name] = found
+        return found
+
+    def build(self, axis: Axis) -> Layout:
+        """The layout of a pattern's axis."""
+        if len(axis) == 1:
+            term = axis[0]
+            if len(term) == 1:
+                return self.letter(term[0])
+            return self.factors.product([self.letter(x) for x in term])
+        return self.factors.sum([self.factors.product([self.letter(x) for x in t]) for t in axis])
+
+    def meet(self, axis: Axis, layout: Layout) -> None:
+        """Match a pattern's axis with the layout that the operand already has."""
+        if axis == UNIT:
+            return
+        if len(axis) == 1 and len(axis[0]) == 1:
+            name = axis[0][0]
+            if is_whole(name):
+                self.factors.freeze(layout, self.whole)
+            if name not in self.letters:
+                self.letters[name] = layout
+                return
+        self.factors.unify(self.build(axis), layout, self.reason)
+
+
+def _groups(walk: _Walk) -> tuple[Group, ...]:
+    """Free factors by the parameters' axes that they occur in, in graph order."""
+    factors = walk.factors
+    read = walk.read_by_contraction.copy()
+    leaves_read = {(p, leaf) for p, layout in walk.read_factors for leaf in factors.leaves(layout)}
+    found: dict[int, list[Member]] = {}
+    names: dict[int, str] = {}
+    for param in _in_use(walk.model):
+        for axis, layout in enumerate(walk.layouts.get(param, ())):
+            normal = factors.normal(layout)
+            leaves = factors.leaves(normal)
+            for position, leaf in enumerate(leaves):
+                if factors.reason(leaf) is not None:
+                    continue
+                contracted = (param, axis) in read or (param, leaf) in leaves_read
+                found.setdefault(leaf, []).append(Member(param, axis, normal, contracted))
+                suffix = f"[{position}]" if len(leaves) > 1 else ""
+                names.setdefault(leaf, f"{param}:{axis}{suffix}")
+    return tuple(
+        Group(names[leaf], leaf, factors.size(leaf), factors.is_mixing(leaf), tuple(members))
+        for leaf, members in found.items()
+    )
+
+
+def _in_use(model: Model) -> dict[str, None]:
+    """The parameters in the order of their first use."""
+    return dict.fromkeys(
+        name for node in model.nodes for name in node.inputs if name in model.params
+    )

@@ -1,0 +1,137 @@
+"""Normalize: give every use of a constant the name that the plan knows it by.
+
+- Identity of a constant is looked through.
+- A vector that several nodes read is one parameter for each use, ``NAME@OUTPUT:INDEX``: exporters
+  merge equal tensors, and a zero bias must not couple two halves of a network. A matrix that
+  several nodes read is a true tie (an embedding and its output head) and stays one.
+- A constant computed in the graph by a contraction or a mixing operator (weight standardisation,
+  weight norm) is a parameter of its own, folded when its values are needed.
+
+Only the view changes: the protobuf stays as it was, and shrink writes copies where uses differ.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from onnxprune import runtime
+from onnxprune.model import Array, Model, Node, Param
+from onnxprune.rules import Row, Unprunable, fit_node
+
+
+def normalize(model: Model, rules: Mapping[str, Row] | None = None) -> Model:
+    """The model with one name for each independent use of a constant.
+
+    Needs a loaded model. Promises: no value of the graph changes.
+    """
+    return _folded(_unshared(_looked_through(model)), rules or {})
+
+
+def _looked_through(model: Model) -> Model:
+    """Identity nodes of constants are left out; their readers read the constant."""
+    origin: dict[str, str] = {}
+    outputs = set(model.outputs)
+    nodes = []
+    for node in model.nodes:
+        inputs = tuple(origin.get(name, name) for name in node.inputs)
+        passes = node.op in RENAMING and inputs[0] in model.params
+        if passes and node.outputs[0] not in outputs and not _is_captured(model, node):
+            origin[node.outputs[0]] = inputs[0]
+        else:
+            nodes.append(replace(node, index=len(nodes), inputs=inputs))
+    return replace(model, nodes=tuple(nodes)) if origin else model
+
+
+RENAMING = frozenset({"Identity"})
+
+
+def _is_captured(model: Model, node: Node) -> bool:
+    return any(node.outputs[0] in other.captured for other in model.nodes if other.captured)
+
+
+def is_vector(shape: tuple[int, ...]) -> bool:
+    """Whether at most one axis is longer than 1."""
+    return sum(size != 1 for size in shape) <= 1
+
+
+def _unshared(model: Model) -> Model:
+    """Vectors and constant-valued tensors: one parameter for each use."""
+    uses = Counter(name for node in model.nodes for name in (*node.inputs, *node.captured))
+    uses.update(model.outputs)
+    shared = {name for name, count in uses.items() if count > 1 and name in model.params}
+    shared = {name for name in shared if _is_accident(model.params[name])}
+    if not shared:
+        return model
+    params = dict(model.params)
+    shapes = [dict(sample.shapes) for sample in model.samples]
+    constants = [dict(sample.constants) for sample in model.samples]
+    nodes = []
+    for node in model.nodes:
+        inputs = list(node.inputs)
+        for position, name in enumerate(node.inputs):
+            if name not in shared:
+                continue
+            inputs[position] = use = f"{name}@{node.outputs[0]}:{position}"
+            params[use] = replace(params[name], name=use)
+            for table in (*shapes, *constants):
+                if name in table:
+                    table[use] = table[name]  # type: ignore[assignment, index]
+        nodes.append(replace(node, inputs=tuple(inputs)))
+    samples = tuple(
+        replace(sample, shapes=a, constants=b)
+        for sample, a, b in zip(model.samples, shapes, constants, strict=True)
+    )
+    return replace(model, nodes=tuple(nodes), params=params, samples=samples)
+
+
+def _is_accident(param: Param) -> bool:
+    """A vector, or a tensor of one repeated value: shared because it happens to be equal."""
+    if is_vector(param.shape):
+        return True
+    values = param.read()
+    return bool(np.all(values == values.reshape(-1)[0]))
+
+
+def _folded(model: Model, rules: Mapping[str, Row]) -> Model:
+    """Constants that a contraction or a mixing operator makes are parameters."""
+    constant = set(model.params)
+    known = model.samples[0].constants
+    params: dict[str, Param] = {}
+    nodes = []
+    for node in model.nodes:
+        reads = [name for name in node.inputs if name]
+        fixed = bool(reads) and not node.captured
+        fixed = fixed and all(name in constant or name in known for name in reads)
+        if fixed and not all(name in known for name in node.outputs):
+            constant.update(node.outputs)
+            if _reduces(node, model, rules):
+                for name in node.outputs:
+                    shape = model.shape(name)
+                    if name and shape is not None and None not in shape:
+                        sizes = tuple(n for n in shape if n is not None)
+                        read = partial(_read_folded, model, name)
+                        dtype = model.dtypes.get(name, 1)
+                        params[name] = Param(name, name, sizes, dtype, read, folded=True)
+                continue
+        nodes.append(replace(node, index=len(nodes)))
+    if not params:
+        return model
+    return replace(model, nodes=tuple(nodes), params={**model.params, **params})
+
+
+def _reduces(node: Node, model: Model, rules: Mapping[str, Row]) -> bool:
+    try:
+        fit = fit_node(node, model, rules)[0]
+    except Unprunable:
+        return True
+    return bool(fit.contracted or fit.mixing)
+
+
+def _read_folded(model: Model, name: str) -> Array:
+    """Run the constant part of the graph that makes a value."""
+    return runtime.constant_value(model.proto, model.folder, name)
