@@ -135,10 +135,17 @@ class Model:
         columns = zip(*(s for s in shapes if s is not None), strict=True)
         return tuple(column[0] if len(set(column)) == 1 else None for column in columns)
 
+    def constant(self, value: str) -> Array | None:
+        """A small value that is known and does not depend on dynamic sizes."""
+        found = [sample.constants.get(value) for sample in self.samples]
+        if found[0] is None or any(x is None or not np.array_equal(x, found[0]) for x in found):
+            return None
+        return found[0]
+
 
 def itemsize(dtype: int) -> float:
     """Bytes of one element of an onnx.TensorProto data type."""
-    name = onnx.TensorProto.DataType.Name(dtype)  # type: ignore[arg-type]
+    name = onnx.TensorProto.DataType.Name(dtype)
     if name.endswith(("INT4", "4E2M1")):
         return 0.5
     if name.endswith("INT2"):

@@ -9,7 +9,6 @@ from onnxprune.coupling import Bound, Coupling, Group, Member
 from onnxprune.model import Model, Node
 from onnxprune.notation import UNIT, Axis, Fit, is_whole
 from onnxprune.rules import Row, Unprunable, fit_node
-from onnxprune.rules.tables import SIZES
 
 Layouts = dict[str, tuple[Layout, ...]]
 
@@ -59,9 +58,8 @@ class _Walk:
 
     def visit(self, node: Node) -> None:
         """Bind the letters of a node's rule; a node without one freezes all that it touches."""
-        constants = self.model.samples[0].constants
-        if node.outputs and all(name in constants for name in node.outputs if name):
-            return  # shape arithmetic: its value is known, and does not depend on any channel
+        if node.outputs and all(self.model.constant(x) is not None for x in node.outputs if x):
+            return  # shape arithmetic whose value is known: it depends on no channel
         try:
             if node.captured:
                 raise Unprunable("bodies of control flow are not looked into yet")

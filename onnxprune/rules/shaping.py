@@ -188,10 +188,17 @@ def squeeze(site: Site) -> str:
 def reshape(site: Site) -> str:
     """Cut both shapes into the smallest blocks of equal product; ``[1]`` states the result."""
     source, target = blocks(site.shape(0), site.result())
-    clauses = [f"[1]={' '.join(target)}"] if site.has(1) and target else []
-    if "shape" in site.node.attributes:
-        clauses = [f"shape={' '.join(target)}"]
+    clauses = [f"[1]={' '.join(_unless_special(site, target))}"] if target else []
     return line([" ".join(source) or "~", "~"], [" ".join(target) or "~"], *clauses)
+
+
+def _unless_special(site: Site, target: list[str]) -> list[str]:
+    """What the shape operand states: its elements 0 (copy) and -1 (infer) stay as they are."""
+    try:
+        stated = site.ints("shape", 1) or []
+    except Unprunable:
+        return target
+    return ["_" if n in (0, -1) else axis for n, axis in zip(stated, target, strict=True)]
 
 
 def blocks(source: Shape, target: Shape) -> tuple[list[str], list[str]]:

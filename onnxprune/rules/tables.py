@@ -115,7 +115,7 @@ TABLE: Final[dict[str, str | Computed]] = {
     # sizes carry no channels
     "Range": "~, ~, ~ -> *",
     "Shape": "~ -> *",
-    "Size": "~ -> ~",
+    "Size": "* -> ~",
 }
 
 FROZEN: Final[dict[str, str]] = {

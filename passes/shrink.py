@@ -1,0 +1,237 @@
+"""Shrink: remove what the masks remove, and carry the change through every consumer.
+
+Three things happen, each read off the coupling:
+- every parameter's axis is sliced by the mask of its layout;
+- attributes and shape operands that the rules' clauses name are restated;
+- Shape nodes of values that lose channels go on giving the original sizes. So shape arithmetic
+  keeps its meaning (a scale of 1/sqrt(d) stays what it was), and only what is read as a shape
+  changes.
+Names, inputs and outputs, metadata, doc strings, element types and all other tensors stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from onnxprune.axes import Factors, Layout, Mask, Opaque
+from onnxprune.coupling import Bound, Coupling
+from onnxprune.edits import Edits, Wish
+from onnxprune.model import Array, Node, Param
+from onnxprune.notation import Axis
+from onnxprune.plan import Keep
+from onnxprune.rules.tables import SIZES
+
+Kept = tuple[tuple[int, bytes], ...]  # axis and packed mask, for the axes that lose something
+
+
+def shrink(
+    coupling: Coupling, keep: Keep, values: Mapping[str, Array] | None = None
+) -> onnx.ModelProto:
+    """The model without the removed indices.
+
+    Needs the coupling of a normalized model. Promises: the graph's inputs and outputs are the same;
+    with nothing removed and no values given the model is the original, byte for byte.
+
+    Args:
+        coupling: the structure of the model.
+        keep: kept indices (size,) by factor; a factor that is absent keeps all.
+        values: full-size values of parameters that replace the file's (recovery, merging).
+    """
+    pruned = {factor: mask for factor, mask in keep.items() if not mask.all()}
+    edits = Edits(coupling.model)
+    work = _Shrink(coupling, pruned, values or {}, edits)
+    for node in coupling.model.nodes:
+        work.slice_params(node)
+    if pruned:
+        for bound in coupling.bound:
+            work.restate(bound)
+        for node in coupling.model.nodes:
+            if node.op in SIZES:
+                work.keep_sizes(node)
+    proto = edits.applied()
+    if pruned:
+        work.restate_value_info(proto.graph)
+    return proto
+
+
+class _Shrink:
+    """One run: what is pruned, and the edits made so far."""
+
+    def __init__(
+        self, coupling: Coupling, keep: Keep, values: Mapping[str, Array], edits: Edits
+    ) -> None:
+        self.coupling, self.keep, self.values, self.edits = coupling, keep, values, edits
+        self.model, self.factors = coupling.model, coupling.factors
+        self.pruned = frozenset(keep)
+        self.counts = {factor: int(mask.sum()) for factor, mask in keep.items()}
+        self.kept: dict[str, Kept] = {}
+
+    def slice_params(self, node: Node) -> None:
+        """Let the node's constant operands lose what their layouts lose."""
+        for position, name in enumerate(node.inputs):
+            param = self.model.params.get(name)
+            if param is None or name not in self.coupling.layouts:
+                continue
+            if name not in self.kept:
+                self.kept[name] = _kept(self.factors, self.coupling.layouts[name], self.keep)
+            kept = self.kept[name]
+            if not kept and name not in self.values:
+                continue
+            key = (kept, name if name in self.values else "")
+            copy = name if "@" in name else f"{name}@{node.outputs[0]}:{position}"
+            make = partial(self._sliced, param, kept)
+            self.edits.constant(param.origin, node, position, Wish(key, copy, make))
+
+    def _sliced(self, param: Param, kept: Kept, name: str) -> onnx.TensorProto:
+        values = self.values.get(param.name)
+        source = self.edits.constants.get(param.origin)
+        if values is None:
+            values = param.read()
+        elif not param.folded:
+            values = values.astype(helper.tensor_dtype_to_np_dtype(param.dtype), copy=False)
+        for axis, packed in kept:
+            mask = np.unpackbits(np.frombuffer(packed, np.uint8), count=param.shape[axis])
+            values = np.take(values, np.flatnonzero(mask), axis=axis)
+        tensor = numpy_helper.from_array(np.ascontiguousarray(values), name)
+        if source is not None:
+            tensor.doc_string = source.doc_string
+            tensor.metadata_props.extend(source.metadata_props)
+        return tensor
+
+    def restate(self, bound: Bound) -> None:
+        """Write the sizes that the clauses of a node's rule state, where it lost something."""
+        if not bound.fit.clauses or not bound.removed(self.factors, self.pruned):
+            return
+        for target, axes in bound.fit.clauses:
+            sizes = [self._size(bound, axis) for axis in axes]
+            if isinstance(target, int):
+                self._restate_operand(bound.node, target, sizes)
+            else:
+                self._restate_attribute(bound.node, target, sizes)
+
+    def _size(self, bound: Bound, axis: Axis) -> int | None:
+        """What is kept of an axis; None where the rule says nothing, or it is dynamic."""
+        if not bound.is_fixed(axis):
+            return None
+        return self.factors.count(bound.layout(axis, self.factors), self.counts)
+
+    def _restate_attribute(self, node: Node, name: str, sizes: list[int | None]) -> None:
+        old = node.attributes.get(name)
+        if old is None and name == "group" and sizes == [1]:
+            return
+        if isinstance(old, list | tuple):
+            new = [o if n is None else n for o, n in zip(old, sizes, strict=True)]
+            if list(old) != new:
+                self.edits.attribute(node, name, new)
+        elif old is None and len(sizes) > 1:
+            self.edits.attribute(node, name, sizes)
+        elif old != sizes[0] and sizes[0] is not None:
+            self.edits.attribute(node, name, sizes[0])
+
+    def _restate_operand(self, node: Node, position: int, sizes: list[int | None]) -> None:
+        """Replace the stated elements: in a constant, or behind a computed operand."""
+        if position >= len(node.inputs) or not node.inputs[position]:
+            self._new_operand(node, position, sizes)
+            return
+        name = node.inputs[position]
+        known = self.model.constant(name)
+        param = self.model.params.get(name)
+        copy = f"{name.partition('@')[0]}@{node.outputs[0]}:{position}"
+        if known is None and None in sizes:
+            self._patch(node, position, sizes, copy)
+            return
+        flat = [None] * len(sizes) if known is None else known.reshape(-1).tolist()
+        new = np.array([o if n is None else n for o, n in zip(flat, sizes, strict=True)])
+        dtype = np.int64 if known is None else known.dtype
+        new = new.astype(dtype)
+        if known is not None and np.array_equal(known.reshape(-1), new):
+            return
+        if param is not None:
+            wish = Wish(new.tobytes(), copy, partial(numpy_helper.from_array, new))
+            self.edits.constant(param.origin, node, position, wish)
+        else:
+            self.edits.add(numpy_helper.from_array(new, copy))
+            self.edits.operand(node, position, copy)
+
+    def _new_operand(self, node: Node, position: int, sizes: list[int | None]) -> None:
+        """An operand that was left out because its sizes were even: Split."""
+        if None in sizes:
+            return
+        name = f"{node.outputs[0]}@{position}"
+        self.edits.add(numpy_helper.from_array(np.array(sizes, np.int64), name))
+        self.edits.operand(node, position, name)
+        if "num_outputs" in node.attributes:
+            self.edits.attribute(node, "num_outputs", None)
+
+    def _patch(self, node: Node, position: int, sizes: list[int | None], name: str) -> None:
+        """``computed * 0/1 + sizes``: dynamic elements stay computed."""
+        nodes = self._patched(node.inputs[position], sizes, name)
+        self.edits.insert(node, nodes)
+        self.edits.operand(node, position, name)
+
+    def _patched(
+        self, computed: str, sizes: list[int | None], name: str
+    ) -> list[onnx.NodeProto]:
+        own = np.array([n is None for n in sizes], np.int64)
+        stated = np.array([n or 0 for n in sizes], np.int64)
+        self.edits.add(numpy_helper.from_array(own, f"{name}/dynamic"))
+        self.edits.add(numpy_helper.from_array(stated, f"{name}/stated"))
+        return [
+            helper.make_node("Mul", [computed, f"{name}/dynamic"], [f"{name}/kept"]),
+            helper.make_node("Add", [f"{name}/kept", f"{name}/stated"], [name]),
+        ]
+
+    def keep_sizes(self, node: Node) -> None:
+        """Let a Shape node of a value that loses channels give the original sizes."""
+        layouts = self.coupling.layouts.get(node.inputs[0], ())
+        lost = [self._loses(layout) for layout in layouts]
+        if not any(lost):
+            return
+        output = node.outputs[0]
+        known = self.model.constant(output)
+        if known is not None:
+            value = numpy_helper.from_array(known)
+            constant = helper.make_node("Constant", [], [output], name=node.proto.name, value=value)
+            self.edits.replace(output, [constant])
+            return
+        shape = self.model.shape(node.inputs[0]) or ()
+        start, end = node.attributes.get("start", 0), node.attributes.get("end", len(shape))
+        sizes = [n if gone else None for n, gone in zip(shape, lost, strict=True)][start:end]
+        raw = onnx.NodeProto()
+        raw.CopyFrom(node.proto)
+        raw.output[0] = f"{output}/pruned"
+        patched = self._patched(raw.output[0], sizes, f"{output}/sizes")
+        patched[-1].output[0] = output
+        self.edits.replace(output, [raw, *patched])
+
+    def _loses(self, layout: Layout) -> bool:
+        return not self.pruned.isdisjoint(self.factors.leaves(layout))
+
+    def restate_value_info(self, graph: onnx.GraphProto) -> None:
+        """Annotated shapes of inner values and listed initializers follow."""
+        for value in (*graph.value_info, *graph.input):
+            layouts = self.coupling.layouts.get(value.name, ())
+            dims = value.type.tensor_type.shape.dim
+            if len(dims) != len(layouts):
+                continue
+            for dim, layout in zip(dims, layouts, strict=True):
+                if not isinstance(layout, Opaque) and self._loses(layout):
+                    dim.dim_value = self.factors.count(layout, self.counts)
+
+
+def _kept(factors: Factors, layouts: tuple[Layout, ...], keep: Keep) -> Kept:
+    found = []
+    for axis, layout in enumerate(layouts):
+        if keep.keys().isdisjoint(factors.leaves(layout)):
+            continue
+        mask: Mask = factors.mask(layout, keep)
+        if not mask.all():
+            found.append((axis, np.packbits(mask).tobytes()))
+    return tuple(found)
+
+
