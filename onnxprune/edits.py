@@ -15,7 +15,9 @@ from typing import Any
 import onnx
 from onnx import helper
 
-from onnxprune.model import Model, Node, captures
+from onnxprune.files import copy_field
+from onnxprune.model import Model, Node, captures, operator
+from onnxprune.rules import RENAMES
 from onnxprune.shapes import stored
 
 Use = tuple[str, int]  # a node's first output, and the operand's position
@@ -77,10 +79,10 @@ class Edits:
         proto = onnx.ModelProto()
         for descriptor, value in source.ListFields():
             if descriptor.name != "graph":
-                _copy_field(proto, descriptor.name, value)
+                copy_field(proto, descriptor.name, value)
         for descriptor, value in source.graph.ListFields():
             if descriptor.name not in ("node", "initializer"):
-                _copy_field(proto.graph, descriptor.name, value)
+                copy_field(proto.graph, descriptor.name, value)
         nodes = [new for raw in source.graph.node for new in self._node(raw, in_place)]
         targets = {o.name for o in source.graph.output} | _dead_ends(source.graph)
         alive = _live(targets, nodes)
@@ -118,13 +120,14 @@ class Edits:
         nodes = [raw for raw in graph.node if not gone.intersection(raw.output)]
         alive = _live({o.name for o in graph.output} | _dead_ends(graph), nodes)
         origin = {name: param.origin for name, param in self.model.params.items()}
-        folded = {param.origin for param in self.model.params.values() if param.folded}
+        seen = {node.outputs[0] for node in self.model.nodes} | self.constants.keys()
         uses = Counter(output.name for output in graph.output)
         for node in self.model.nodes:
             uses.update(origin.get(name, name) for name in (*node.inputs, *node.captured) if name)
         for raw in nodes:
-            if id(raw) in alive and folded.intersection(raw.output):
-                uses.update(raw.input)
+            looked_through = operator(raw) in RENAMES and raw.input[0] in self.constants
+            if id(raw) in alive and raw.output[0] not in seen and not looked_through:
+                uses.update((*raw.input, *captures(raw)))
         return uses
 
     def _node(self, raw: onnx.NodeProto, in_place: dict[str, Wish]) -> Iterable[onnx.NodeProto]:
@@ -170,20 +173,11 @@ class Edits:
         proto.graph.input.extend(inputs)
 
 
-def _copy_field(message: Any, name: str, value: Any) -> None:
-    if isinstance(value, str | bytes | int | float):
-        setattr(message, name, value)
-    elif hasattr(value, "extend"):
-        getattr(message, name).extend(value)
-    else:
-        getattr(message, name).CopyFrom(value)
-
-
 def _constant_node(raw: onnx.NodeProto, value: onnx.TensorProto) -> onnx.NodeProto:
     node = onnx.NodeProto()
     for descriptor, own in raw.ListFields():
         if descriptor.name != "attribute":
-            _copy_field(node, descriptor.name, own)
+            copy_field(node, descriptor.name, own)
     node.attribute.append(helper.make_attribute("value", value))
     return node
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -20,7 +20,10 @@ from onnxprune.errors import BadModelError, OnnxPruneError
 from onnxprune.model import Array, Model, Node, Param, captures, operator
 from onnxprune.rules.values import is_small
 
-PROTOBUF_LIMIT = 2**31 - 1
+PROTOBUF_LIMIT: Final = 2**31 - 2**20
+INLINE_BYTES: Final = 1024  # smaller tensors stay in the protobuf
+PAGE_BYTES: Final = 4096  # tensors start at pages, so that they can be mapped
+BLOCK_BYTES: Final = 2**24
 
 
 def read_proto(path: Path) -> onnx.ModelProto:
@@ -34,7 +37,7 @@ def read_proto(path: Path) -> onnx.ModelProto:
     except OSError as error:
         raise BadModelError(f"'{path}' can't be read: {error.strerror}") from error
     try:
-        proto = onnx.ModelProto.FromString(data)
+        proto: onnx.ModelProto = onnx.ModelProto.FromString(data)
     except DecodeError as error:
         raise BadModelError(f"'{path}' is no ONNX file, or is cut short") from error
     return proto
@@ -92,7 +95,7 @@ def read_tensor(tensor: onnx.TensorProto, folder: Path | None) -> Array:
 
 def itemsize_is_whole(tensor: onnx.TensorProto) -> bool:
     """Whether the elements are whole bytes (4-bit types are packed)."""
-    name = onnx.TensorProto.DataType.Name(tensor.data_type)  # type: ignore[arg-type]
+    name = onnx.TensorProto.DataType.Name(tensor.data_type)
     return not name.endswith(("INT4", "INT2", "4E2M1", "STRING"))
 
 
@@ -155,7 +158,7 @@ def view(proto: onnx.ModelProto, folder: Path | None, name: str) -> Model:
     constants = shapes.stored(proto)
     given = {i.name for i in proto.graph.input} | constants.keys()
     given |= {tensor.values.name for tensor in proto.graph.sparse_initializer}
-    nodes = []
+    nodes: list[Node] = []
     for raw in sort(proto.graph.node, given):
         if raw.output and raw.output[0] in constants:
             continue
@@ -190,13 +193,109 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def copy_field(message: Any, name: str, value: Any) -> None:
+    """Copy one field, of whatever kind, into another protobuf message."""
+    if isinstance(value, str | bytes | int | float):
+        setattr(message, name, value)
+    elif hasattr(value, "extend"):
+        getattr(message, name).extend(value)
+    else:
+        getattr(message, name).CopyFrom(value)
+
+
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it."""
+    mode = path.stat().st_mode if path.exists() else 0o666 & ~_umask()
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent or Path())
     os.close(handle)
     try:
         write(Path(temporary))
+        Path(temporary).chmod(mode)
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def save(proto: onnx.ModelProto, path: Path, folder: Path | None = None) -> list[Path]:
+    """Write a model atomically: to a temporary file first, then renamed.
+
+    Where the model keeps tensors in other files, or is too large for one protobuf, all of its
+    larger tensors go into ``NAME.data`` beside it, copied one at a time.
+
+    Args:
+        proto: the model.
+        path: where to.
+        folder: where the external data lies that the model refers to.
+
+    Returns:
+        the files that were written.
+
+    Raises:
+        OnnxPruneError: the folder is not there, or can't be written to.
+    """
+    if not path.parent.is_dir():
+        raise OnnxPruneError(f"'{path}' can't be written: there is no folder '{path.parent}'")
+    tensors = proto.graph.initializer
+    outside = any(shapes.is_external(t) for t in tensors) or proto.ByteSize() > PROTOBUF_LIMIT
+    try:
+        if not outside:
+            write_atomically(path, lambda p: p.write_bytes(proto.SerializeToString()))
+            return [path]
+        data = path.with_name(f"{path.name}.data")
+        light = onnx.ModelProto()
+        write_atomically(data, lambda p: _write_data(proto, light, p, data.name, folder))
+        write_atomically(path, lambda p: p.write_bytes(light.SerializeToString()))
+        return [path, data]
+    except OSError as error:
+        raise OnnxPruneError(f"'{path}' can't be written: {error.strerror}") from error
+
+
+def _write_data(
+    proto: onnx.ModelProto, light: onnx.ModelProto, path: Path, name: str, folder: Path | None
+) -> None:
+    """Write the larger tensors to a data file, and the model that refers to it into ``light``."""
+    for descriptor, value in proto.ListFields():
+        if descriptor.name != "graph":
+            copy_field(light, descriptor.name, value)
+    for descriptor, value in proto.graph.ListFields():
+        if descriptor.name != "initializer":
+            copy_field(light.graph, descriptor.name, value)
+    with path.open("wb") as file:
+        for tensor in proto.graph.initializer:
+            if not shapes.is_external(tensor) and tensor.ByteSize() < INLINE_BYTES:
+                light.graph.initializer.append(tensor)
+                continue
+            entry = light.graph.initializer.add(name=tensor.name, data_type=tensor.data_type)
+            entry.dims.extend(tensor.dims)
+            entry.doc_string = tensor.doc_string
+            entry.metadata_props.extend(tensor.metadata_props)
+            file.write(b"\0" * (-file.tell() % PAGE_BYTES))
+            offset = file.tell()
+            for block in _blocks(tensor, folder):
+                file.write(block)
+            entry.data_location = onnx.TensorProto.EXTERNAL
+            places = {"location": name, "offset": offset, "length": file.tell() - offset}
+            for key, value in places.items():
+                entry.external_data.add(key=key, value=str(value))
+
+
+def _blocks(tensor: onnx.TensorProto, folder: Path | None) -> Iterator[bytes]:
+    """The bytes of a tensor, a block at a time."""
+    if not shapes.is_external(tensor):
+        yield tensor.raw_data or numpy_helper.to_array(tensor).tobytes()
+        return
+    info = external_data_helper.ExternalDataInfo(tensor)
+    assert folder is not None
+    with (folder / info.location).open("rb") as file:
+        file.seek(int(info.offset or 0))
+        left = int(info.length) if info.length else (folder / info.location).stat().st_size
+        while left > 0 and (block := file.read(min(left, BLOCK_BYTES))):
+            left -= len(block)
+            yield block

@@ -4,8 +4,9 @@
 - A vector that several nodes read is one parameter for each use, ``NAME@OUTPUT:INDEX``: exporters
   merge equal tensors, and a zero bias must not couple two halves of a network. A matrix that
   several nodes read is a true tie (an embedding and its output head) and stays one.
-- A constant computed in the graph by a contraction or a mixing operator (weight standardisation,
-  weight norm) is a parameter of its own, folded when its values are needed.
+- A constant computed in the graph by an operator that contracts, mixes or keeps axes whole (weight
+  standardisation, weight norm, a bias with zeros scattered in) is a parameter of its own, folded
+  when its values are needed.
 
 Only the view changes: the protobuf stays as it was, and shrink writes copies where uses differ.
 """
@@ -21,7 +22,8 @@ import numpy as np
 
 from onnxprune import runtime
 from onnxprune.model import Array, Model, Node, Param
-from onnxprune.rules import Row, Unprunable, fit_node
+from onnxprune.notation import is_whole
+from onnxprune.rules import RENAMES, Row, Unprunable, fit_node
 
 
 def normalize(model: Model, rules: Mapping[str, Row] | None = None) -> Model:
@@ -36,18 +38,15 @@ def _looked_through(model: Model) -> Model:
     """Identity nodes of constants are left out; their readers read the constant."""
     origin: dict[str, str] = {}
     outputs = set(model.outputs)
-    nodes = []
+    nodes: list[Node] = []
     for node in model.nodes:
         inputs = tuple(origin.get(name, name) for name in node.inputs)
-        passes = node.op in RENAMING and inputs[0] in model.params
+        passes = node.op in RENAMES and inputs[0] in model.params
         if passes and node.outputs[0] not in outputs and not _is_captured(model, node):
             origin[node.outputs[0]] = inputs[0]
         else:
             nodes.append(replace(node, index=len(nodes), inputs=inputs))
     return replace(model, nodes=tuple(nodes)) if origin else model
-
-
-RENAMING = frozenset({"Identity"})
 
 
 def _is_captured(model: Model, node: Node) -> bool:
@@ -70,7 +69,7 @@ def _unshared(model: Model) -> Model:
     params = dict(model.params)
     shapes = [dict(sample.shapes) for sample in model.samples]
     constants = [dict(sample.constants) for sample in model.samples]
-    nodes = []
+    nodes: list[Node] = []
     for node in model.nodes:
         inputs = list(node.inputs)
         for position, name in enumerate(node.inputs):
@@ -78,9 +77,11 @@ def _unshared(model: Model) -> Model:
                 continue
             inputs[position] = use = f"{name}@{node.outputs[0]}:{position}"
             params[use] = replace(params[name], name=use)
-            for table in (*shapes, *constants):
-                if name in table:
-                    table[use] = table[name]  # type: ignore[assignment, index]
+            for shape in shapes:
+                shape[use] = params[name].shape
+            for known in constants:
+                if name in known:
+                    known[use] = known[name]
         nodes.append(replace(node, inputs=tuple(inputs)))
     samples = tuple(
         replace(sample, shapes=a, constants=b)
@@ -102,7 +103,7 @@ def _folded(model: Model, rules: Mapping[str, Row]) -> Model:
     constant = set(model.params)
     known = model.samples[0].constants
     params: dict[str, Param] = {}
-    nodes = []
+    nodes: list[Node] = []
     for node in model.nodes:
         reads = [name for name in node.inputs if name]
         fixed = bool(reads) and not node.captured
@@ -121,7 +122,19 @@ def _folded(model: Model, rules: Mapping[str, Row]) -> Model:
         nodes.append(replace(node, index=len(nodes)))
     if not params:
         return model
-    return replace(model, nodes=tuple(nodes), params={**model.params, **params})
+    kept = _without_unread(nodes, constant, set(model.outputs))
+    return replace(model, nodes=kept, params={**model.params, **params})
+
+
+def _without_unread(nodes: list[Node], constant: set[str], outputs: set[str]) -> tuple[Node, ...]:
+    """Leave out the constant nodes that only folded ones read: they go with these."""
+    read = set(outputs)
+    kept = []
+    for node in reversed(nodes):
+        if not read.isdisjoint(node.outputs) or not constant.issuperset(node.outputs):
+            kept.append(node)
+            read.update(node.inputs, node.captured)
+    return tuple(replace(node, index=k) for k, node in enumerate(reversed(kept)))
 
 
 def _reduces(node: Node, model: Model, rules: Mapping[str, Row]) -> bool:
@@ -129,7 +142,9 @@ def _reduces(node: Node, model: Model, rules: Mapping[str, Row]) -> bool:
         fit = fit_node(node, model, rules)[0]
     except Unprunable:
         return True
-    return bool(fit.contracted or fit.mixing)
+    made = {x for axes in fit.results for axis in axes or () for term in axis for x in term}
+    stays = any(is_whole(x) and fit.sizes[x] != 1 for x in made)
+    return bool(fit.contracted or fit.mixing or stays)
 
 
 def _read_folded(model: Model, name: str) -> Array:

@@ -10,8 +10,9 @@ from onnxprune.model import Model, Node
 from onnxprune.notation import Fit, Operand, Rule, Shape, fit, parse
 from onnxprune.rules import contrib, tables
 from onnxprune.rules.site import Computed, Site, Unprunable
+from onnxprune.rules.tables import RENAMES
 
-__all__ = ["BUILT_IN", "Row", "Unprunable", "fit_node", "row_of", "stated_row"]
+__all__ = ["BUILT_IN", "RENAMES", "Row", "Unprunable", "fit_node", "row_of", "stated_row"]
 
 Row = str | Computed
 BUILT_IN: Final[Mapping[str, Row]] = {**tables.TABLE, **contrib.TABLE}

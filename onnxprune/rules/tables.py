@@ -14,12 +14,12 @@ ELEMENTWISE: Final = "... -> ..."
 POOL: Final = "n c * -> n c *"
 MIXES, SUMS = folding.reduce("!"), folding.reduce("")
 LSTM: Final = (
-    "s b i, d (_q h) i, d (_q h) h, d (_p h), ~, d b h, d b h, d (_r h) -> s d b h, d b h, d b h"
-    " | hidden_size=h | macs=s d b _q h i + s d b _q h h"
+    "s b i, _d (_q h) i, _d (_q h) h, _d (_p h), ~, _d b h, _d b h, _d (_r h) -> s _d b h, _d b h, _d b h"
+    " | hidden_size=h | macs=s _d b _q h i + s _d b _q h h"
 )
 RNN: Final = (
-    "s b i, d h i, d h h, d (_p h), ~, d b h -> s d b h, d b h"
-    " | hidden_size=h | macs=s d b h i + s d b h h"
+    "s b i, _d h i, _d h h, _d (_p h), ~, _d b h -> s _d b h, _d b h"
+    " | hidden_size=h | macs=s _d b h i + s _d b h h"
 )
 
 _ELEMENTWISE: Final = """
@@ -136,5 +136,7 @@ FROZEN: Final[dict[str, str]] = {
 BLOCKED: Final = frozenset({"Conv", "ConvTranspose", "DeformConv"})
 # Operators whose results depend on the order of their operand's values: compared with care.
 ORDERING: Final = frozenset({"ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "TopK"})
+# Operators that give a value another name.
+RENAMES: Final = frozenset({"Identity"})
 # Operators that turn the sizes of a value into a value.
 SIZES: Final = frozenset({"Shape", "Size"})

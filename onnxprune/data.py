@@ -1,0 +1,198 @@
+"""Inputs to run a model on: random ones within the declared types, or a user's.
+
+Random inputs are small where that is safe: a batch of two or three, token ids that every table
+they pick from has, masks that hide little.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from onnx import TensorProto, helper
+
+from onnxprune.errors import OnnxPruneError
+from onnxprune.model import Array, Model
+from onnxprune.shapes import BATCH, choose, dynamic_axes
+
+SMALL_BATCH: Final = (2, 3)
+VISIBLE: Final = 0.9  # share of ones in a mask
+FEW: Final = 2  # ids of unknown meaning lie below this
+# Operands that pick from another operand: the picking one, and the table that it picks from.
+PICKS: Final[Mapping[str, tuple[tuple[int, int], ...]]] = {
+    "Gather": ((1, 0),),
+    "GatherElements": ((1, 0),),
+    "GatherND": ((1, 0),),
+    "com.microsoft::EmbedLayerNormalization": ((0, 2), (1, 4)),
+}
+# Operators whose first result holds nothing but values of their first operand.
+CARRIES: Final = frozenset(
+    {"Cast", "Expand", "Flatten", "Gather", "GatherND", "Identity"}
+    | {"Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
+)
+
+
+def random_inputs(model: Model, seed: int, choice: int = 0, small: bool = True) -> dict[str, Array]:
+    """Random values for every required input, the same for the same arguments.
+
+    Args:
+        model: the model.
+        seed: the seed.
+        choice: which choice of the dynamic sizes, an index into ``model.samples``.
+        small: whether dynamic leading axes have two or three indices, in place of those that shape
+            inference went by.
+
+    Raises:
+        OnnxPruneError: an input is no tensor, or of a type that has no random values.
+    """
+    sizes = choose(model.proto)[choice]
+    if small:
+        few = {BATCH[choice]: SMALL_BATCH[choice]}
+        leading = {symbols[0] for symbols in dynamic_axes(model.proto).values() if symbols}
+        sizes = {s: few.get(n, n) if s in leading else n for s, n in sizes.items()}
+    values = {value.name: value for value in model.proto.graph.input}
+    symbols = dynamic_axes(model.proto)
+    found = {}
+    for name in model.inputs:
+        if name not in symbols:
+            raise OnnxPruneError(
+                f"input '{name}' is no tensor: random values can't be made for it, so the model "
+                "can't be verified"
+            )
+        kind = values[name].type.tensor_type
+        shape = tuple(
+            dim.dim_value if symbol is None else sizes[symbol]
+            for dim, symbol in zip(kind.shape.dim, symbols[name], strict=True)
+        )
+        generator = np.random.default_rng([seed, choice, zlib.crc32(name.encode())])
+        found[name] = _values(generator, name, kind.elem_type, shape, bound_of_ids(model, name))
+    return found
+
+
+def _values(
+    generator: np.random.Generator, name: str, kind: int, shape: tuple[int, ...], bound: int | None
+) -> Array:
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    is_mask = "mask" in name.lower() and bound is None
+    if kind == TensorProto.STRING:
+        return np.full(shape, "a", object)
+    if is_mask and kind in _WHOLE:
+        values = generator.random(shape) < VISIBLE
+        if values.ndim:
+            values[..., :1] = True  # a row that sees nothing would be NaN
+        return values.astype(dtype)
+    if kind in _FLOATS:
+        return np.asarray(generator.standard_normal(shape, np.float32)).astype(dtype)
+    if kind == TensorProto.BOOL:
+        return np.asarray(generator.random(shape) < 0.5)
+    if kind in _WHOLE:
+        low, high = (np.iinfo(dtype).min, np.iinfo(dtype).max + 1) if kind in _BYTES else (0, FEW)
+        if bound is not None:
+            low, high = 0, min(bound, np.iinfo(dtype).max)
+        return np.asarray(generator.integers(low, high, shape)).astype(dtype)
+    type_name = TensorProto.DataType.Name(kind)
+    raise OnnxPruneError(
+        f"input '{name}' has type {type_name}: random values can't be made for it, give real ones"
+    )
+
+
+_FLOATS: Final = frozenset(
+    {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
+)
+_BYTES: Final = frozenset({TensorProto.INT8, TensorProto.UINT8})
+_WHOLE: Final = _BYTES | {
+    TensorProto.BOOL,
+    TensorProto.INT16,
+    TensorProto.INT32,
+    TensorProto.INT64,
+    TensorProto.UINT16,
+    TensorProto.UINT32,
+    TensorProto.UINT64,
+}
+
+
+def bound_of_ids(model: Model, name: str) -> int | None:
+    """Below what the ids of an input have to lie: the size of the smallest table they pick from.
+
+    None where they pick from none. A table of dynamic size counts as 1: only index 0 is safe.
+    """
+    carried = {name}
+    bounds = []
+    for node in model.nodes:
+        for ids, table in PICKS.get(node.op, ()):
+            if ids < len(node.inputs) and node.inputs[ids] in carried:
+                shape = model.shape(node.inputs[table])
+                axis = int(node.attributes.get("axis", 0))
+                bounds.append((shape[axis] or 1) if shape else 1)
+        if node.op in CARRIES and node.inputs and node.inputs[0] in carried:
+            carried.add(node.outputs[0])
+    return min(bounds, default=None)
+
+
+def load_inputs(path: Path, model: Model) -> dict[str, Array]:
+    """Real inputs from an .npz file with one array an input; further arrays are left out.
+
+    Raises:
+        OnnxPruneError: the file can't be read, or an array is missing or does not fit its input.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in model.inputs if name in file}
+            names = list(file)
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise OnnxPruneError(f"'{path}' can't be read as an .npz file of inputs") from error
+    missing = [name for name in model.inputs if name not in arrays]
+    if missing:
+        found = ", ".join(f"'{name}'" for name in names) or "nothing"
+        raise OnnxPruneError(f"'{path}' has no array '{missing[0]}': it holds {found}")
+    return check_inputs(arrays, model)
+
+
+def check_inputs(arrays: Mapping[str, Array], model: Model) -> dict[str, Array]:
+    """The inputs, when each has its declared type, rank and sizes.
+
+    Raises:
+        OnnxPruneError: which one does not, and what was expected.
+    """
+    symbols = dynamic_axes(model.proto)
+    sizes: dict[str, tuple[int, str]] = {}
+    found = {}
+    for value in model.proto.graph.input:
+        name = value.name
+        if name not in arrays or name not in symbols:
+            continue
+        array = found[name] = _typed(name, arrays[name], value.type.tensor_type.elem_type)
+        dims = value.type.tensor_type.shape.dim
+        if array.ndim != len(dims):
+            raise OnnxPruneError(
+                f"input '{name}' has shape {array.shape}, the model wants {len(dims)} axes"
+            )
+        for axis, (dim, symbol) in enumerate(zip(dims, symbols[name], strict=True)):
+            size = array.shape[axis]
+            wanted, where = sizes.setdefault(symbol, (size, name)) if symbol else (size, name)
+            if symbol is None and size != dim.dim_value:
+                raise OnnxPruneError(
+                    f"input '{name}', axis {axis}: has size {size}, the model wants {dim.dim_value}"
+                )
+            if size != wanted:
+                raise OnnxPruneError(
+                    f"input '{name}', axis {axis}: has size {size}, but '{symbol}' is {wanted} in "
+                    f"input '{where}'"
+                )
+    return found
+
+
+def _typed(name: str, array: Array, kind: int) -> Array:
+    wanted: npt.DTypeLike = helper.tensor_dtype_to_np_dtype(kind)
+    if kind == TensorProto.BFLOAT16 and array.dtype == np.float32:
+        return array.astype(wanted)  # an .npz file has no bfloat16
+    if array.dtype != wanted and kind != TensorProto.STRING:
+        raise OnnxPruneError(
+            f"input '{name}' has type {array.dtype}, the model wants {np.dtype(wanted)}"
+        )
+    return array

@@ -1,0 +1,288 @@
+"""The masked oracle: the original model with the removed indices without effect.
+
+It is the proof of every run, so it shares no code with passes/shrink: nothing is sliced, no shape
+is restated, and every weight stays as it is. It only goes by the rules:
+
+- before a contraction of a pruned letter, one operand is multiplied by a 0/1 mask; so is the later
+  axis of an operand that repeats a letter (the recurrent weight of an LSTM, ``(_q h) h``);
+- before an operator that mixes a pruned letter, a Gather takes the letter's kept indices from all
+  operands; behind it another Gather gives the results their full width again.
+
+Everything else runs as the file says, on all indices. What a removed index holds is of no
+importance then, and is never compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxprune.axes import Factors, Mask
+from onnxprune.coupling import Bound, Coupling
+from onnxprune.errors import OnnxPruneError
+from onnxprune.model import Array, Model, Node, subgraphs
+from onnxprune.notation import Axis
+from onnxprune.plan import Keep
+
+FLOATS: Final = frozenset(
+    {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
+)
+MULTIPLIED: Final = FLOATS | {TensorProto.INT32, TensorProto.INT64}  # what Mul takes everywhere
+
+
+def masked(
+    coupling: Coupling,
+    keep: Keep,
+    extra_outputs: Sequence[str] = (),
+    values: Mapping[str, Array] | None = None,
+) -> onnx.ModelProto:
+    """The original model in which the removed indices have no effect.
+
+    The weights are copied once; external data stays where it is.
+
+    Args:
+        coupling: the structure of the model.
+        keep: kept indices (size,) by factor; a factor that is absent keeps all.
+        extra_outputs: values of the graph that are outputs too.
+        values: full-size values of parameters that replace the file's.
+
+    Raises:
+        OnnxPruneError: a clause states a letter that the same rule mixes.
+    """
+    writer = _Writer(coupling, keep, values or {})
+    for node in coupling.model.nodes:
+        writer.replace_params(node)
+    for bound in coupling.bound:
+        writer.visit(bound)
+    return _rebuilt(coupling.model.proto, writer, extra_outputs)
+
+
+def _rebuilt(
+    proto: onnx.ModelProto, writer: _Writer, extra_outputs: Sequence[str]
+) -> onnx.ModelProto:
+    result = onnx.ModelProto(ir_version=max(proto.ir_version, 4))
+    result.opset_import.extend(proto.opset_import)
+    result.functions.extend(proto.functions)
+    source, graph = proto.graph, result.graph
+    graph.name = source.name
+    graph.input.extend(source.input)
+    graph.output.extend(source.output)
+    given = set(writer.model.outputs)
+    for name in dict.fromkeys(extra_outputs):
+        if name not in given:
+            graph.output.add(name=name)
+    graph.value_info.extend(source.value_info)
+    graph.sparse_initializer.extend(source.sparse_initializer)
+    graph.initializer.extend(source.initializer)
+    graph.initializer.extend(writer.constants.values())
+    for node in source.node:
+        key = _key(node)
+        graph.node.extend(writer.before.get(key, ()))
+        graph.node.append(writer.copies.get(key, node))
+        graph.node.extend(writer.after.get(key, ()))
+    return result
+
+
+def _key(node: onnx.NodeProto) -> str:
+    return next((name for name in node.output if name), "")
+
+
+class _Writer:
+    """What stands before, for and behind each node that is not left as it is."""
+
+    def __init__(self, coupling: Coupling, keep: Keep, values: Mapping[str, Array]) -> None:
+        self.model: Model = coupling.model
+        self.factors: Factors = coupling.factors
+        self.keep, self.values = keep, values
+        self.pruned = frozenset(factor for factor, mask in keep.items() if not mask.all())
+        self.before: dict[str, list[onnx.NodeProto]] = {}  # by the node's first result
+        self.copies: dict[str, onnx.NodeProto] = {}
+        self.after: dict[str, list[onnx.NodeProto]] = {}
+        self.constants: dict[tuple[bytes, tuple[int, ...], int] | str, TensorProto] = {}
+        self.prefix = _unused_prefix(coupling.model.proto)
+        self.count = 0
+
+    def fresh(self) -> str:
+        self.count += 1
+        return f"{self.prefix}{self.count}"
+
+    def constant(self, values: Array) -> str:
+        """The name of an initializer of these values; equal ones are written once."""
+        kind = helper.np_dtype_to_tensor_dtype(values.dtype)
+        key = (values.tobytes(), values.shape, kind)
+        if key not in self.constants:
+            self.constants[key] = numpy_helper.from_array(values, self.fresh())
+        return self.constants[key].name
+
+    def replace_params(self, node: Node) -> None:
+        """Let the node read the values that replace the file's."""
+        for position, name in enumerate(node.inputs):
+            if name not in self.values:
+                continue
+            param = self.model.params[name]
+            if name not in self.constants:
+                dtype = helper.tensor_dtype_to_np_dtype(param.dtype)
+                own = np.ascontiguousarray(self.values[name].astype(dtype, copy=False))
+                self.constants[name] = numpy_helper.from_array(own, self.fresh())
+            self.copy_of(node).input[position] = self.constants[name].name
+
+    def copy_of(self, node: Node) -> onnx.NodeProto:
+        """The node as it will be written; the file's stays as it is."""
+        key = _key(node.proto)
+        if key not in self.copies:
+            self.copies[key] = onnx.NodeProto()
+            self.copies[key].CopyFrom(node.proto)
+        return self.copies[key]
+
+    def visit(self, bound: Bound) -> None:
+        """Take the effect of the removed indices away, where the node's rule combines indices."""
+        removed = bound.removed(self.factors, self.pruned)
+        fit = bound.fit
+        gathered = removed & (fit.mixing | self.summed_integers(bound))
+        stated = {x for _, axes in fit.clauses for axis in axes for term in axis for x in term}
+        if gathered & stated:
+            raise OnnxPruneError(
+                f"{bound.node.label}: its rule mixes '{min(gathered & stated)}' and states its "
+                "size, so that its pruning can't be verified: leave its groups out (--exclude)"
+            )
+        key = _key(bound.node.proto)
+        places = self.contracted(bound, (removed & fit.contracted) - gathered)
+        places |= self.repeated(bound, removed - gathered)
+        before = [node for place in sorted(places) for node in self.multiply(bound, *place)]
+        self.before[key] = before + self.gathers(bound, gathered)
+        self.after[key] = self.widened(bound, gathered)
+
+    def summed_integers(self, bound: Bound) -> frozenset[str]:
+        """Contracted letters of integer operands: what has no effect there is the zero point.
+
+        So their terms are left out, not multiplied by 0. A letter that the node only drops, which
+        a clause then states (Slice), needs no more than a mask.
+        """
+        found = set()
+        for position, axes in enumerate(bound.fit.operands):
+            if axes is not None and self.dtype(bound.node, position) not in FLOATS:
+                found |= {x for axis in axes for term in axis for x in term}
+        for _, axes in bound.fit.clauses:
+            found -= {x for axis in axes for term in axis for x in term}
+        return frozenset(found & bound.fit.contracted)
+
+    def dtype(self, node: Node, position: int) -> int:
+        """The element type of an operand, in onnx's numbers."""
+        name = node.inputs[position]
+        param = self.model.params.get(name)
+        return param.dtype if param else self.model.dtypes.get(name, TensorProto.FLOAT)
+
+    def contracted(self, bound: Bound, letters: Collection[str]) -> set[tuple[int, int]]:
+        """One operand and axis that holds each letter; of an activation where there is one."""
+        places: dict[str, list[tuple[bool, int, int]]] = {}
+        for position, axes in enumerate(bound.fit.operands):
+            stored = bound.node.inputs[position] in self.model.params
+            for axis, pattern in enumerate(axes or ()):
+                for letter in (x for term in pattern for x in term if x in letters):
+                    places.setdefault(letter, []).append((stored, position, axis))
+        return {min(found)[1:] for found in places.values()}
+
+    def repeated(self, bound: Bound, letters: Collection[str]) -> set[tuple[int, int]]:
+        """The later axes of operands that hold a letter twice: they read, too."""
+        places = set()
+        for position, axes in enumerate(bound.fit.operands):
+            seen: set[str] = set()
+            for axis, pattern in enumerate(axes or ()):
+                own = {x for term in pattern for x in term if x in letters}
+                if own & seen:
+                    places.add((position, axis))
+                seen |= own
+        return places
+
+    def multiply(self, bound: Bound, position: int, axis: int) -> list[onnx.NodeProto]:
+        """``operand * mask``, the mask (size, 1, ...) broadcast on one axis."""
+        axes = bound.fit.operands[position]
+        assert axes is not None
+        mask = self.factors.mask(bound.layout(axes[axis], self.factors), self.keep)
+        node, own = self.copy_of(bound.node), self.dtype(bound.node, position)
+        kind = own if own in MULTIPLIED else TensorProto.INT32
+        shape = (-1, *[1] * (len(axes) - axis - 1))
+        factor = self.constant(mask.reshape(shape).astype(helper.tensor_dtype_to_np_dtype(kind)))
+        value = node.input[position]
+        nodes = []
+        if kind != own:
+            nodes.append(helper.make_node("Cast", [value], [self.fresh()], to=kind))
+            value = nodes[-1].output[0]
+        nodes.append(helper.make_node("Mul", [value, factor], [self.fresh()]))
+        if kind != own:
+            nodes.append(helper.make_node("Cast", list(nodes[-1].output), [self.fresh()], to=own))
+        node.input[position] = nodes[-1].output[0]
+        return nodes
+
+    def gathers(self, bound: Bound, letters: Collection[str]) -> list[onnx.NodeProto]:
+        """Take the letters' kept indices from every operand."""
+        nodes = []
+        for position, axes in enumerate(bound.fit.operands):
+            for axis, pattern in enumerate(axes or ()):
+                mask = self.own_mask(bound, pattern, letters)
+                if mask is not None:
+                    node = self.copy_of(bound.node)
+                    indices = self.constant(np.flatnonzero(mask))
+                    result = self.fresh()
+                    nodes.append(_gather(node.input[position], indices, result, axis))
+                    node.input[position] = result
+        return nodes
+
+    def widened(self, bound: Bound, letters: Collection[str]) -> list[onnx.NodeProto]:
+        """Give the results their full width; a removed index repeats a kept one.
+
+        A zero would do no better, and might be divided by later on.
+        """
+        nodes: list[onnx.NodeProto] = []
+        for position, axes in enumerate(bound.fit.results):
+            for axis, pattern in enumerate(axes or ()):
+                mask = self.own_mask(bound, pattern, letters)
+                if mask is None or not bound.node.outputs[position]:
+                    continue
+                indices = self.constant(np.maximum(np.cumsum(mask) - 1, 0))
+                node, narrow = self.copy_of(bound.node), self.fresh()
+                nodes.insert(0, _gather(narrow, indices, node.output[position], axis))
+                node.output[position] = narrow
+        return nodes
+
+    def own_mask(self, bound: Bound, axis: Axis, letters: Collection[str]) -> Mask | None:
+        """The axis' kept indices as these letters have it, all others whole; None without them."""
+        if not any(x in letters for term in axis for x in term):
+            return None
+        parts = []
+        for term in axis:
+            mask = np.ones(1, bool)
+            for x in term:
+                size = bound.fit.sizes[x]
+                assert size is not None, "a pruned letter shares no axis with a dynamic one"
+                layout = bound.letters[x]
+                own = self.factors.mask(layout, self.keep) if x in letters else np.ones(size, bool)
+                mask = np.logical_and.outer(mask, own).reshape(-1)
+            parts.append(mask)
+        return np.concatenate(parts)
+
+
+def _gather(value: str, indices: str, result: str, axis: int) -> onnx.NodeProto:
+    return helper.make_node("Gather", [value, indices], [result], axis=axis)
+
+
+def _unused_prefix(proto: onnx.ModelProto) -> str:
+    """A beginning that no name of the graph has."""
+    names = _names(proto.graph)
+    prefix = "oracle:"
+    while any(name.startswith(prefix) for name in names):
+        prefix = "_" + prefix
+    return prefix
+
+
+def _names(graph: onnx.GraphProto) -> set[str]:
+    names = {value.name for value in (*graph.initializer, *graph.input)}
+    for node in graph.node:
+        names.update(node.output)
+        for body in subgraphs(node):
+            names |= _names(body)
+    return names
