@@ -1,0 +1,74 @@
+"""A structured pruning compiler for ONNX: any .onnx in, a proven smaller .onnx out.
+
+    small, report = onnxprune.prune("model.onnx", macs=0.5)
+
+The functions are those of ``onnxprune.api``; they are imported when they are first used, so that
+``import onnxprune`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxprune import errors
+    from onnxprune.api import apply, explain, inspect, load, prune, register_rule, save, verify
+    from onnxprune.cost import Cost
+    from onnxprune.model import Model
+    from onnxprune.plan import Plan
+    from onnxprune.results import Inspection, Report
+    from onnxprune.verdict import Verification
+
+    __version__: str
+
+_HOMES = {
+    "Cost": "onnxprune.cost",
+    "Inspection": "onnxprune.results",
+    "Model": "onnxprune.model",
+    "Plan": "onnxprune.plan",
+    "Report": "onnxprune.results",
+    "Verification": "onnxprune.verdict",
+    **dict.fromkeys(
+        ("apply", "explain", "inspect", "load", "prune", "register_rule", "save", "verify"),
+        "onnxprune.api",
+    ),
+}
+
+__all__ = [
+    "Cost",
+    "Inspection",
+    "Model",
+    "Plan",
+    "Report",
+    "Verification",
+    "__version__",
+    "apply",
+    "errors",
+    "explain",
+    "inspect",
+    "load",
+    "prune",
+    "register_rule",
+    "save",
+    "verify",
+]
+
+
+if not TYPE_CHECKING:  # so that type checkers know the names above, and no others
+
+    def __getattr__(name: str) -> Any:
+        if name == "errors":
+            return import_module("onnxprune.errors")
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("onnxprune")
+        if name in _HOMES:
+            value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+            return value
+        raise AttributeError(f"module 'onnxprune' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -15,50 +15,43 @@ products and sizes of 0 from sums, so that each layout has one normal form.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
-Mask = npt.NDArray[np.bool_]
-Values = npt.NDArray[np.float64]
+from onnxprune.layouts import (
+    ONE,
+    OPAQUE,
+    ZERO,
+    Layout,
+    Mask,
+    Opaque,
+    Product,
+    Reason,
+    Sum,
+    Values,
+    flattened,
+    leaves,
+)
 
+__all__ = [
+    "ONE",
+    "OPAQUE",
+    "UNROLL_LIMIT",
+    "ZERO",
+    "Factors",
+    "Layout",
+    "Mask",
+    "Opaque",
+    "Product",
+    "Reason",
+    "Sum",
+    "Values",
+]
 
-@dataclass(frozen=True, slots=True)
-class Product:
-    """``(a b c)``, outermost part first."""
-
-    parts: tuple[Layout, ...]
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Sum:
-    """``a + b + c``, first part first."""
-
-    parts: tuple[Layout, ...]
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Opaque:
-    """An axis of unknown size."""
-
-
-Layout = int | Product | Sum | Opaque
-ONE: Final = Product((), 1)
-ZERO: Final = Sum((), 0)
-OPAQUE: Final = Opaque()
 UNROLL_LIMIT: Final = 1024  # a longer outer part is frozen as it stands, not written out as a sum
-
-
-class Reason(NamedTuple):
-    """Why a factor is frozen: what was found, and at which node (-1: none)."""
-
-    text: str
-    node: int = -1
 
 
 class Factors:
@@ -94,35 +87,17 @@ class Factors:
 
     def product(self, parts: list[Layout]) -> Layout:
         """The normal form of a product."""
-        flat: list[Layout] = []
-        for part in parts:
-            if isinstance(part, Product):
-                flat.extend(part.parts)
-            elif isinstance(part, Opaque):
-                return OPAQUE
-            else:
-                flat.append(part)
-        if len(flat) == 1:
-            return flat[0]
-        size = 1
-        for part in flat:
-            size *= self.size(part)
-        if size == 0:
-            return ZERO
-        return Product(tuple(flat), size) if flat else ONE
+        flat = flattened(parts, Product)
+        if len(flat) == 1 or OPAQUE in flat:
+            return flat[0] if len(flat) == 1 else OPAQUE
+        size = math.prod(self.size(part) for part in flat)
+        return Product(tuple(flat), size) if size else ZERO
 
     def sum(self, parts: list[Layout]) -> Layout:
         """The normal form of a sum."""
-        flat: list[Layout] = []
-        for part in parts:
-            if isinstance(part, Sum):
-                flat.extend(part.parts)
-            elif isinstance(part, Opaque):
-                return OPAQUE
-            else:
-                flat.append(part)
-        if len(flat) == 1:
-            return flat[0]
+        flat = flattened(parts, Sum)
+        if len(flat) == 1 or OPAQUE in flat:
+            return flat[0] if len(flat) == 1 else OPAQUE
         return Sum(tuple(flat), sum(self.size(part) for part in flat))
 
     def normal(self, layout: Layout) -> Layout:
@@ -134,25 +109,24 @@ class Factors:
             resolved = self.normal(bound)
             self._bound[layout] = resolved
             return resolved
-        if isinstance(layout, Product):
-            if not self._bound.keys().isdisjoint(_leaves(layout)):
-                return self.product([self.normal(part) for part in layout.parts])
-        elif isinstance(layout, Sum) and not self._bound.keys().isdisjoint(_leaves(layout)):
-            return self.sum([self.normal(part) for part in layout.parts])
-        return layout
+        if isinstance(layout, Opaque) or self._bound.keys().isdisjoint(leaves(layout)):
+            return layout
+        parts = [self.normal(part) for part in layout.parts]
+        return self.product(parts) if isinstance(layout, Product) else self.sum(parts)
 
     def leaves(self, layout: Layout) -> list[int]:
         """The factors of the layout's normal form, each once, in order."""
-        return list(dict.fromkeys(_leaves(self.normal(layout))))
+        return list(dict.fromkeys(leaves(self.normal(layout))))
 
     def reason(self, layout: Layout) -> Reason | None:
-        """Why the layout can't be pruned at all: every factor is frozen; else None."""
+        """Why the layout can't be pruned at all (its largest factor's reason); else None."""
         normal = self.normal(layout)
         if isinstance(normal, Opaque):
             return Reason("its size is unknown")
-        reasons = [self._reasons.get(leaf) for leaf in _leaves(normal)]
-        if not reasons:
+        named = sorted(leaves(normal), key=lambda leaf: -self._sizes[leaf])
+        if not named:
             return Reason("it has one index")
+        reasons = [self._reasons.get(leaf) for leaf in named]
         return reasons[0] if all(reasons) else None
 
     def is_mixing(self, factor: int) -> bool:
@@ -161,12 +135,12 @@ class Factors:
 
     def freeze(self, layout: Layout, reason: Reason) -> None:
         """Keep every index of the layout; the first reason stays."""
-        for leaf in _leaves(self.normal(layout)):
+        for leaf in leaves(self.normal(layout)):
             self._reasons.setdefault(leaf, reason)
 
     def mix(self, layout: Layout) -> None:
         """Mark every factor of the layout as mixing."""
-        self._mixing.update(_leaves(self.normal(layout)))
+        self._mixing.update(leaves(self.normal(layout)))
 
     def _bind(self, factor: int, layout: Layout) -> None:
         """Bind a factor; its marks travel to what it is bound to."""
@@ -175,12 +149,6 @@ class Factors:
             self.mix(layout)
         if factor in self._reasons:
             self.freeze(layout, self._reasons[factor])
-
-    def _divide(self, factor: int, outer: int) -> tuple[Layout, Layout]:
-        """Refine a factor into ``(outer rest)``."""
-        first, second = self.fresh(outer), self.fresh(self._sizes[factor] // outer)
-        self._bind(factor, self.product([first, second]))
-        return first, second
 
     def split_at(self, layout: Layout, n: int, reason: Reason) -> tuple[Layout, Layout]:
         """The first n indices, and the rest; refines what it cuts through.
@@ -257,11 +225,25 @@ class Factors:
             elif isinstance(x, Product) and isinstance(y, Product):
                 todo.extend(self._refine(x, y, reason))
             else:
-                n = min(self.size(z.parts[0]) for z in (x, y) if isinstance(z, Sum))
-                heads, tails = zip(
-                    self.split_at(x, n, reason), self.split_at(y, n, reason), strict=True
-                )
-                todo.extend([tails, heads])
+                todo.extend(self._peel(x, y, reason))
+
+    def _peel(self, x: Layout, y: Layout, reason: Reason) -> list[tuple[Layout, Layout]]:
+        """Walk along two layouts, of which one is a sum; cut the longer part where parts differ.
+
+        What is left of a cut waits whole, so that a walk over n parts takes n steps.
+        """
+        left, right = flattened([x], Sum)[::-1], flattened([y], Sum)[::-1]
+        pairs: list[tuple[Layout, Layout]] = []
+        while left:
+            a, b = left.pop(), right.pop()
+            n = min(self.size(a), self.size(b))
+            for part, waiting in ((a, left), (b, right)):
+                if self.size(part) > n:
+                    head, tail = self.split_at(part, n, reason)
+                    waiting.extend(flattened([tail], Sum)[::-1])
+                    a, b = (head, b) if waiting is left else (a, head)
+            pairs.append((a, b))
+        return pairs
 
     def _refine(self, x: Product, y: Product, reason: Reason) -> list[tuple[Layout, Layout]]:
         """Compare outermost parts; cut the larger into a product where the smaller divides it."""
@@ -275,9 +257,6 @@ class Factors:
             self.freeze(x, reason)
             self.freeze(y, reason)
             return []
-        if isinstance(b, int):
-            outer, inner = self._divide(b, self.size(a))
-            return [(self.product(rest_x), self.product([inner, *rest_y])), (a, outer)]
         outer, inner = self.fresh(self.size(a)), self.fresh(self.size(b) // self.size(a))
         return [
             (self.product(rest_x), self.product([inner, *rest_y])),
@@ -324,44 +303,38 @@ class Factors:
         that vanish with it.
         """
         found: dict[int, Values] = {}
-        todo = [(self.normal(layout), values)]
-        while todo:
-            part, own = todo.pop()
-            if isinstance(part, int):
-                found[part] = found[part] + own if part in found else own
-            elif isinstance(part, Product):
-                grid = own.reshape([self.size(p) for p in part.parts])
-                for axis, inner in enumerate(part.parts):
-                    others = tuple(k for k in range(grid.ndim) if k != axis)
-                    todo.append((inner, grid.sum(axis=others)))
-            elif isinstance(part, Sum):
-                start = 0
-                for inner in part.parts:
-                    todo.append((inner, own[start : start + self.size(inner)]))
-                    start += self.size(inner)
+        for factor, own in self._shares(layout, values, np.sum):
+            found[factor] = found[factor] + own if factor in found else own
         return found
 
     def solve(self, layout: Layout, mask: Mask) -> dict[int, Mask] | None:
         """The factors' kept indices that give this mask (size,); None where there are none."""
         found: dict[int, Mask] = {}
-        todo = [(self.normal(layout), mask)]
+        for factor, own in self._shares(layout, mask, np.any):
+            if factor in found and not np.array_equal(found[factor], own):
+                return None
+            found[factor] = own
+        return found if np.array_equal(self.mask(layout, found), mask) else None
+
+    def _shares(
+        self, layout: Layout, values: Any, combine: Callable[..., Any]
+    ) -> Iterator[tuple[int, Any]]:
+        """What of an axis' per-index values (size,) each place of a factor combines to."""
+        todo = [(self.normal(layout), values)]
         while todo:
             part, own = todo.pop()
             if isinstance(part, int):
-                if part in found and not np.array_equal(found[part], own):
-                    return None
-                found[part] = own
+                yield part, own
             elif isinstance(part, Product):
                 grid = own.reshape([self.size(p) for p in part.parts])
                 for axis, inner in enumerate(part.parts):
                     others = tuple(k for k in range(grid.ndim) if k != axis)
-                    todo.append((inner, grid.any(axis=others)))
+                    todo.append((inner, combine(grid, axis=others)))
             elif isinstance(part, Sum):
                 start = 0
                 for inner in part.parts:
                     todo.append((inner, own[start : start + self.size(inner)]))
                     start += self.size(inner)
-        return found if np.array_equal(self.mask(layout, found), mask) else None
 
     def render(self, layout: Layout, names: Mapping[int, str]) -> str:
         """The layout in the rule notation with sizes: ``(head:12 dim:64)``, ``a:58+b:58``."""
@@ -374,11 +347,3 @@ class Factors:
             inner = " ".join(self.render(part, names) for part in normal.parts)
             return f"({inner})" if normal.parts else "1"
         return "+".join(self.render(part, names) for part in normal.parts)
-
-
-def _leaves(layout: Layout) -> Iterator[int]:
-    if isinstance(layout, int):
-        yield layout
-    elif isinstance(layout, Product | Sum):
-        for part in layout.parts:
-            yield from _leaves(part)

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import Array, Model
-from onnxprune.shapes import BATCH, choose, dynamic_axes
+from onnxprune.shapes import BATCH, dynamic_axes
 
 SMALL_BATCH: Final = (2, 3)
 VISIBLE: Final = 0.9  # share of ones in a mask
@@ -50,13 +50,9 @@ def random_inputs(model: Model, seed: int, choice: int = 0, small: bool = True) 
     Raises:
         OnnxPruneError: an input is no tensor, or of a type that has no random values.
     """
-    sizes = choose(model.proto)[choice]
-    if small:
-        few = {BATCH[choice]: SMALL_BATCH[choice]}
-        leading = {symbols[0] for symbols in dynamic_axes(model.proto).values() if symbols}
-        sizes = {s: few.get(n, n) if s in leading else n for s, n in sizes.items()}
     values = {value.name: value for value in model.proto.graph.input}
     symbols = dynamic_axes(model.proto)
+    batch = {own[0] for own in symbols.values() if own} - {None}
     found = {}
     for name in model.inputs:
         if name not in symbols:
@@ -66,8 +62,9 @@ def random_inputs(model: Model, seed: int, choice: int = 0, small: bool = True) 
             )
         kind = values[name].type.tensor_type
         shape = tuple(
-            dim.dim_value if symbol is None else sizes[symbol]
-            for dim, symbol in zip(kind.shape.dim, symbols[name], strict=True)
+            SMALL_BATCH[choice] if small and symbol in batch and size == BATCH[choice] else size
+            for size, symbol in zip(model.samples[choice].shapes[name], symbols[name], strict=True)
+            if size is not None
         )
         generator = np.random.default_rng([seed, choice, zlib.crc32(name.encode())])
         found[name] = _values(generator, name, kind.elem_type, shape, bound_of_ids(model, name))
@@ -144,7 +141,7 @@ def load_inputs(path: Path, model: Model) -> dict[str, Array]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in model.inputs if name in file}
             names = list(file)
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise OnnxPruneError(f"'{path}' can't be read as an .npz file of inputs") from error
     missing = [name for name in model.inputs if name not in arrays]
     if missing:
@@ -154,11 +151,14 @@ def load_inputs(path: Path, model: Model) -> dict[str, Array]:
 
 
 def check_inputs(arrays: Mapping[str, Array], model: Model) -> dict[str, Array]:
-    """The inputs, when each has its declared type, rank and sizes.
+    """The inputs, if all are there and each has its declared type, rank and sizes.
 
     Raises:
         OnnxPruneError: which one does not, and what was expected.
     """
+    missing = [name for name in model.inputs if name not in arrays]
+    if missing:
+        raise OnnxPruneError(f"the inputs have no '{missing[0]}', which the model wants")
     symbols = dynamic_axes(model.proto)
     sizes: dict[str, tuple[int, str]] = {}
     found = {}

@@ -47,6 +47,16 @@ class Edits:
         self.replaced: dict[str, list[onnx.NodeProto]] = {}
         self.added: dict[str, onnx.TensorProto] = {}
         self.constants = stored(model.proto)
+        graph = model.proto.graph
+        self.taken = {name for node in graph.node for name in node.output}
+        self.taken.update(value.name for value in (*graph.input, *graph.initializer))
+
+    def unused(self, name: str) -> str:
+        """The name, or the next free one: the file may be the result of an earlier pruning."""
+        while name in self.taken:
+            name += "'"
+        self.taken.add(name)
+        return name
 
     def constant(self, origin: str, node: Node, position: int, wish: Wish) -> None:
         """Let one operand read another constant than the file's ``origin``."""
@@ -109,9 +119,10 @@ class Edits:
                     self.added[origin] = wish.make(origin)
             for readers in by_key.values():
                 wish = wishes[readers[0]]
-                self.added[wish.name] = wish.make(wish.name)
+                name = self.unused(wish.name)
+                self.added[name] = wish.make(name)
                 for use in readers:
-                    self.operands[use] = wish.name
+                    self.operands[use] = name
         return in_place
 
     def _uses(self, gone: set[str]) -> Counter[str]:

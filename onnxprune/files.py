@@ -17,7 +17,7 @@ from onnx import external_data_helper, helper, numpy_helper
 
 from onnxprune import shapes
 from onnxprune.errors import BadModelError, OnnxPruneError
-from onnxprune.model import Array, Model, Node, Param, captures, operator
+from onnxprune.model import Array, Model, Node, Param, Sample, captures, operator
 from onnxprune.rules.values import is_small
 
 PROTOBUF_LIMIT: Final = 2**31 - 2**20
@@ -126,15 +126,19 @@ def sort(nodes: Iterable[onnx.NodeProto], known: set[str]) -> list[onnx.NodeProt
     return ordered
 
 
-def load(source: Any, name: str | None = None) -> Model:
+def load(source: Any, name: str | None = None, folder: Path | None = None) -> Model:
     """Load a model from a path, an onnx.ModelProto or an onnx-graphsurgeon Graph.
+
+    Args:
+        source: the model.
+        name: what reports call it; the file's or the graph's name where absent.
+        folder: where the external data of a ModelProto lies.
 
     Raises:
         BadModelError: one sentence on what is wrong with the file.
     """
     if isinstance(source, Model):
         return source
-    folder: Path | None = None
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         proto, folder, name = read_proto(path), path.resolve().parent, name or path.name
@@ -175,12 +179,10 @@ def view(proto: onnx.ModelProto, folder: Path | None, name: str) -> Model:
         if is_small(param.shape, helper.tensor_dtype_to_np_dtype(param.dtype))
     }
     light = shapes.skeleton(proto, constants)
-    results = [shapes.sample(light, nodes, small, sizes) for sizes in shapes.choose(proto)]
-    for found, _ in results:
-        for key, param in params.items():
-            found.shapes[key] = param.shape  # type: ignore[index]
-    samples = tuple(found for found, _ in results)
-    return Model(proto, folder, name, tuple(nodes), params, samples, results[0][1])
+    samples, dtypes = shapes.best_samples(proto, light, nodes, small)
+    stated = {key: param.shape for key, param in params.items()}
+    samples = tuple(Sample({**own.shapes, **stated}, own.constants) for own in samples)
+    return Model(proto, folder, name, tuple(nodes), params, samples, dtypes)
 
 
 def _has_body(attribute: onnx.AttributeProto) -> bool:
@@ -299,3 +301,15 @@ def _blocks(tensor: onnx.TensorProto, folder: Path | None) -> Iterator[bytes]:
         while left > 0 and (block := file.read(min(left, BLOCK_BYTES))):
             left -= len(block)
             yield block
+
+
+def with_data(proto: onnx.ModelProto, folder: Path | None) -> onnx.ModelProto:
+    """The model with its external tensors read in, unless they are too large for a protobuf."""
+    outside = [t for t in proto.graph.initializer if shapes.is_external(t)]
+    size = sum(int(external_data_helper.ExternalDataInfo(t).length or 0) for t in outside)
+    if outside and size + proto.ByteSize() < PROTOBUF_LIMIT:
+        for tensor in outside:
+            tensor.raw_data = b"".join(_blocks(tensor, folder))
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+    return proto

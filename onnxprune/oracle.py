@@ -1,12 +1,13 @@
 """The masked oracle: the original model with the removed indices without effect.
 
-It is the proof of every run, so it shares no code with passes/shrink: nothing is sliced, no shape
-is restated, and every weight stays as it is. It only goes by the rules:
+It is the proof of every run, so it shares no code with passes/shrink: nothing is sliced, and
+every weight stays as it is. It only goes by the rules:
 
 - before a contraction of a pruned letter, one operand is multiplied by a 0/1 mask; so is the later
   axis of an operand that repeats a letter (the recurrent weight of an LSTM, ``(_q h) h``);
 - before an operator that mixes a pruned letter, a Gather takes the letter's kept indices from all
-  operands; behind it another Gather gives the results their full width again.
+  operands, and what states the letter's size is told so; behind it another Gather gives the
+  results their full width again.
 
 Everything else runs as the file says, on all indices. What a removed index holds is of no
 importance then, and is never compared.
@@ -23,7 +24,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.axes import Factors, Mask
 from onnxprune.coupling import Bound, Coupling
-from onnxprune.errors import OnnxPruneError
 from onnxprune.model import Array, Model, Node, subgraphs
 from onnxprune.notation import Axis
 from onnxprune.plan import Keep
@@ -39,6 +39,7 @@ def masked(
     keep: Keep,
     extra_outputs: Sequence[str] = (),
     values: Mapping[str, Array] | None = None,
+    jitter: int | None = None,
 ) -> onnx.ModelProto:
     """The original model in which the removed indices have no effect.
 
@@ -49,11 +50,10 @@ def masked(
         keep: kept indices (size,) by factor; a factor that is absent keeps all.
         extra_outputs: values of the graph that are outputs too.
         values: full-size values of parameters that replace the file's.
-
-    Raises:
-        OnnxPruneError: a clause states a letter that the same rule mixes.
+        jitter: a seed; each 1 of a float32 or float64 mask is then off by one rounding, up or down.
+            What that does to an output is what rounding has to be allowed there.
     """
-    writer = _Writer(coupling, keep, values or {})
+    writer = _Writer(coupling, keep, values or {}, jitter)
     for node in coupling.model.nodes:
         writer.replace_params(node)
     for bound in coupling.bound:
@@ -94,7 +94,9 @@ def _key(node: onnx.NodeProto) -> str:
 class _Writer:
     """What stands before, for and behind each node that is not left as it is."""
 
-    def __init__(self, coupling: Coupling, keep: Keep, values: Mapping[str, Array]) -> None:
+    def __init__(
+        self, coupling: Coupling, keep: Keep, values: Mapping[str, Array], jitter: int | None
+    ) -> None:
         self.model: Model = coupling.model
         self.factors: Factors = coupling.factors
         self.keep, self.values = keep, values
@@ -103,6 +105,7 @@ class _Writer:
         self.copies: dict[str, onnx.NodeProto] = {}
         self.after: dict[str, list[onnx.NodeProto]] = {}
         self.constants: dict[tuple[bytes, tuple[int, ...], int] | str, TensorProto] = {}
+        self.generator = None if jitter is None else np.random.default_rng(jitter)
         self.prefix = _unused_prefix(coupling.model.proto)
         self.count = 0
 
@@ -143,17 +146,12 @@ class _Writer:
         removed = bound.removed(self.factors, self.pruned)
         fit = bound.fit
         gathered = removed & (fit.mixing | self.summed_integers(bound))
-        stated = {x for _, axes in fit.clauses for axis in axes for term in axis for x in term}
-        if gathered & stated:
-            raise OnnxPruneError(
-                f"{bound.node.label}: its rule mixes '{min(gathered & stated)}' and states its "
-                "size, so that its pruning can't be verified: leave its groups out (--exclude)"
-            )
         key = _key(bound.node.proto)
         places = self.contracted(bound, (removed & fit.contracted) - gathered)
         places |= self.repeated(bound, removed - gathered)
         before = [node for place in sorted(places) for node in self.multiply(bound, *place)]
-        self.before[key] = before + self.gathers(bound, gathered)
+        before += self.gathers(bound, gathered)
+        self.before[key] = before + self.restated(bound, gathered)
         self.after[key] = self.widened(bound, gathered)
 
     def summed_integers(self, bound: Bound) -> frozenset[str]:
@@ -206,7 +204,7 @@ class _Writer:
         node, own = self.copy_of(bound.node), self.dtype(bound.node, position)
         kind = own if own in MULTIPLIED else TensorProto.INT32
         shape = (-1, *[1] * (len(axes) - axis - 1))
-        factor = self.constant(mask.reshape(shape).astype(helper.tensor_dtype_to_np_dtype(kind)))
+        factor = self.constant(self.factor(mask, kind).reshape(shape))
         value = node.input[position]
         nodes = []
         if kind != own:
@@ -217,6 +215,14 @@ class _Writer:
             nodes.append(helper.make_node("Cast", list(nodes[-1].output), [self.fresh()], to=own))
         node.input[position] = nodes[-1].output[0]
         return nodes
+
+    def factor(self, mask: Mask, kind: int) -> Array:
+        """The mask as numbers of an element type, jittered where that is asked for."""
+        values = np.asarray(mask.astype(helper.tensor_dtype_to_np_dtype(kind)))
+        if self.generator is not None and values.dtype in (np.float32, np.float64):
+            sign = self.generator.choice([-1.0, 1.0], mask.shape)
+            values *= (1 + sign * np.finfo(values.dtype).eps).astype(values.dtype)
+        return values
 
     def gathers(self, bound: Bound, letters: Collection[str]) -> list[onnx.NodeProto]:
         """Take the letters' kept indices from every operand."""
@@ -248,6 +254,36 @@ class _Writer:
                 nodes.insert(0, _gather(narrow, indices, node.output[position], axis))
                 node.output[position] = narrow
         return nodes
+
+    def restated(self, bound: Bound, letters: Collection[str]) -> list[onnx.NodeProto]:
+        """Let attributes and operands that state sizes of these letters state what is gathered."""
+        nodes = []
+        for target, axes in bound.fit.clauses:
+            masks = [self.own_mask(bound, axis, letters) for axis in axes]
+            sizes = [None if mask is None else int(mask.sum()) for mask in masks]
+            if all(size is None for size in sizes):
+                continue
+            if isinstance(target, str):
+                self.state(bound.node, target, sizes)
+            elif target < len(bound.node.inputs) and bound.node.inputs[target]:
+                node = self.copy_of(bound.node)
+                others = self.constant(np.array([size is None for size in sizes], np.int64))
+                own = self.constant(np.array([size or 0 for size in sizes], np.int64))
+                names = [node.input[target], self.fresh(), self.fresh()]
+                nodes.append(helper.make_node("Mul", [names[0], others], [names[1]]))
+                nodes.append(helper.make_node("Add", [names[1], own], [names[2]]))
+                node.input[target] = names[2]
+        return nodes
+
+    def state(self, node: Node, name: str, sizes: Sequence[int | None]) -> None:
+        """Set the attribute to the sizes that are given."""
+        for attribute in self.copy_of(node).attribute:
+            if attribute.name == name:
+                old = helper.get_attribute_value(attribute)
+                listed = list(old) if isinstance(old, Sequence) else [old]
+                new = [x if size is None else size for x, size in zip(listed, sizes, strict=True)]
+                value = new if isinstance(old, Sequence) else new[0]
+                attribute.CopyFrom(helper.make_attribute(name, value))
 
     def own_mask(self, bound: Bound, axis: Axis, letters: Collection[str]) -> Mask | None:
         """The axis' kept indices as these letters have it, all others whole; None without them."""

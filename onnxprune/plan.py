@@ -9,7 +9,8 @@ same names (an fp16 or QDQ twin):
 
 ``initializers`` lists the axes that lose something, and is what a replay goes by; ``groups`` says
 the same once for each group. A Constant node goes by its output's name, one use of an un-shared
-initializer is ``NAME@OUTPUT:INDEX``.
+initializer is ``NAME@OUTPUT:INDEX``. Where near-copies were merged, ``merge_seed`` is the seed with
+which a replay finds them again.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Plan(BaseModel):
     model: ModelId = ModelId()
     groups: dict[str, GroupPlan] = {}
     initializers: dict[str, dict[int, Indices]] = {}
+    merge_seed: int | None = None
 
     def to_json(self) -> str:
         """The plan as JSON with sorted keys, one initializer a line."""
@@ -63,6 +65,8 @@ class Plan(BaseModel):
             rows = [f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(data[key].items())]
             body = "{\n" + ",\n".join(rows) + "\n  }" if rows else "{}"
             parts.append(f'  "{key}": {body}')
+        if self.merge_seed is not None:
+            parts.append(f'  "merge_seed": {self.merge_seed}')
         parts.append(f'  "model": {json.dumps(data["model"], sort_keys=True)}')
         return "{\n" + ",\n".join(parts) + "\n}\n"
 
@@ -83,13 +87,16 @@ def read_plan(path: Path) -> Plan:
         raise BadPlanError(f"'{path}' is no plan: {where}: {first['msg']}") from error
 
 
-def make_plan(coupling: Coupling, keep: Keep, sha256: str | None = None) -> Plan:
+def make_plan(
+    coupling: Coupling, keep: Keep, sha256: str | None = None, merge_seed: int | None = None
+) -> Plan:
     """The plan that keeps these indices.
 
     Args:
         coupling: the structure of the model.
         keep: kept indices (size,) by factor; a factor that is absent keeps all.
         sha256: the digest of the model's file.
+        merge_seed: the seed of merging, where removed near-copies are merged into kept channels.
     """
     pruned = {factor for factor, mask in keep.items() if not mask.all()}
     groups = {
@@ -104,7 +111,7 @@ def make_plan(coupling: Coupling, keep: Keep, sha256: str | None = None) -> Plan
         if not mask.all():
             initializers.setdefault(param, {})[axis] = np.flatnonzero(mask).tolist()
     model = ModelId(sha256=sha256, name=coupling.model.name)
-    return Plan(model=model, groups=groups, initializers=initializers)
+    return Plan(model=model, groups=groups, initializers=initializers, merge_seed=merge_seed)
 
 
 def keep_of(plan: Plan, coupling: Coupling) -> dict[int, Mask]:

@@ -20,9 +20,10 @@ class GroupRow:
         after: channels after (the same in an inspection).
         mixing: whether removal changes what survives.
         members: parameter axes that shrink with it.
-        macs: multiply-accumulates of the nodes that the group takes part in, before.
+        macs: multiply-accumulates that scale with its width, before (those of a node that has the
+            group on both sides count twice, for they go with its square).
         macs_after: the same afterwards.
-        params: elements of the parameters that hold it, before.
+        params: parameters that scale with its width, before.
         params_after: the same afterwards.
     """
 

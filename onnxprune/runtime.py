@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 import onnxruntime as ort
-from onnx import external_data_helper
+from onnx import external_data_helper, numpy_helper
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import Array, captures
@@ -71,17 +71,23 @@ def run(session_: ort.InferenceSession, feeds: Feeds, outputs: Sequence[str]) ->
         raise RunError(f"ONNX Runtime can't run the model: {_brief(error)}") from error
 
 
-def constant_value(proto: onnx.ModelProto, folder: Path | None, name: str) -> Array:
-    """The value of a graph value that depends on constants alone."""
-    wanted, nodes = {name}, []
+def constant_values(
+    proto: onnx.ModelProto, folder: Path | None, names: Sequence[str], known: Mapping[str, Array]
+) -> list[Array]:
+    """The values of graph values that depend on constants, and on values that are known, alone."""
+    wanted, nodes = set(names), []
     for node in reversed(proto.graph.node):
-        if wanted.intersection(node.output):
+        if wanted.intersection(node.output) - known.keys():
             nodes.append(node)
             wanted.update(node.input, captures(node))
     part = onnx.ModelProto(ir_version=proto.ir_version)
     part.opset_import.extend(proto.opset_import)
     part.graph.name = "constant"
     part.graph.node.extend(reversed(nodes))
-    part.graph.initializer.extend(t for t in proto.graph.initializer if t.name in wanted)
-    part.graph.output.add(name=name)
-    return run(session(part, folder), {}, [name])[0]
+    stored = [t for t in proto.graph.initializer if t.name in wanted]
+    part.graph.initializer.extend(stored)
+    given = (wanted & known.keys()) - {t.name for t in stored}
+    part.graph.initializer.extend(numpy_helper.from_array(known[x], x) for x in sorted(given))
+    for name in names:
+        part.graph.output.add(name=name)
+    return run(session(part, folder, optimize=False), {}, names)

@@ -9,7 +9,8 @@ holds for the structure (see ``onnxprune.rules``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -19,6 +20,7 @@ from onnx import helper, numpy_helper
 from onnxprune.errors import BadModelError
 from onnxprune.model import Array, Node, Sample, operator
 from onnxprune.notation import Shape
+from onnxprune.rules.tables import REARRANGES
 from onnxprune.rules.values import evaluate, is_small
 
 # Two choices for each kind of dynamic axis: primes for what counts things, round numbers for what
@@ -27,6 +29,7 @@ BATCH: Final = (13, 17)
 LENGTH: Final = (31, 37)
 EXTENT: Final = (224, 256)
 SAMPLES_1D: Final = (16000, 17920)
+USUAL: Final = (32, 48, 64, 96, 128, 160, 320, 512, 640)
 
 Sizes = Mapping[str, Sequence[int]]
 
@@ -73,8 +76,12 @@ def dynamic_axes(proto: onnx.ModelProto) -> dict[str, list[str | None]]:
     return found
 
 
-def choose(proto: onnx.ModelProto) -> list[dict[str, int]]:
-    """Concrete sizes for every dynamic symbol: one empty choice, or two that differ everywhere."""
+def choices(proto: onnx.ModelProto) -> Iterator[list[dict[str, int]]]:
+    """Concrete sizes for every dynamic symbol: an empty choice, or two that differ everywhere.
+
+    The first pair suits most networks. Some declare an axis dynamic and still need one size of it
+    (an OCR net of height 48); so further pairs hold one symbol at a usual size, in turn.
+    """
     sizes: dict[str, tuple[int, int]] = {}
     types = {v.name: v.type.tensor_type.elem_type for v in proto.graph.input}
     for name, symbols in dynamic_axes(proto).items():
@@ -90,8 +97,48 @@ def choose(proto: onnx.ModelProto) -> list[dict[str, int]]:
                 pair = SAMPLES_1D if len(symbols) == 2 else EXTENT  # noqa: PLR2004
             sizes.setdefault(symbol, pair)
     if not sizes:
-        return [{}]
-    return [{symbol: pair[k] for symbol, pair in sizes.items()} for k in range(2)]
+        yield [{}]
+        return
+    yield [{symbol: pair[k] for symbol, pair in sizes.items()} for k in range(2)]
+    for held, usual in sizes.items():
+        for size in (1,) if usual == BATCH else USUAL:
+            held_at = {**sizes, held: (size, size)}
+            yield [{symbol: pair[k] for symbol, pair in held_at.items()} for k in range(2)]
+
+
+def best_samples(
+    proto: onnx.ModelProto,
+    light: onnx.ModelProto,
+    nodes: Sequence[Node],
+    constants: Mapping[str, Array],
+) -> tuple[tuple[Sample, ...], dict[str, int]]:
+    """Samples for the first choice of dynamic sizes that leaves no shape unknown, else the best."""
+    fewest, best = None, None
+    for pair in choices(proto):
+        found = [sample(light, nodes, constants, sizes) for sizes in pair]
+        misfits = sum(_misfits(nodes, own.shapes) for own, _ in found)
+        if fewest is None or misfits < fewest:
+            fewest, best = misfits, found
+        if misfits == 0:
+            break
+    assert best is not None
+    return tuple(own for own, _ in best), best[0][1]
+
+
+def _misfits(nodes: Sequence[Node], shapes: Mapping[str, Shape]) -> int:
+    """Results whose shape is unknown, and rearrangements that change the number of elements."""
+    count = 0
+    for node in nodes:
+        made = [shapes.get(name, (None,)) for name in node.outputs if name]
+        count += sum(None in shape for shape in made)
+        if node.op in REARRANGES and made and None not in made[0]:
+            read = shapes.get(node.inputs[0], (None,))
+            count += None not in read and _elements(read) != _elements(made[0])
+    return count
+
+
+def _elements(shape: Shape) -> int:
+    return math.prod(n for n in shape if n is not None)
 
 
 def skeleton(
@@ -147,9 +194,13 @@ def _complete(
     dtypes: dict[str, int],
     opset: int,
 ) -> None:
-    """One walk in topological order: small values, and the shapes that depend on them."""
+    """One walk in topological order: small values, and the shapes that depend on them.
+
+    A short vector of floats in the file may be a weight, so nothing is computed from one.
+    """
+    weights = {name for name, x in constants.items() if x.dtype.kind not in "iub" and x.size > 1}
     for node in nodes:
-        if len(node.outputs) == 1:
+        if len(node.outputs) == 1 and weights.isdisjoint(node.inputs):
             value = _value(node, shapes, constants)
             if value is not None:
                 constants[node.outputs[0]] = value
@@ -251,10 +302,10 @@ def sample(
     graph = _infer(model)
     types = {v.name: v.type for v in (*graph.input, *graph.value_info, *graph.output)}
     shapes, dtypes = _shapes_of(types)
+    for tensor in light.graph.initializer:
+        shapes[tensor.name] = tuple(tensor.dims)
+        dtypes[tensor.name] = tensor.data_type
     values = dict(constants)
-    for name, value in values.items():
-        shapes[name] = value.shape
-        dtypes[name] = helper.np_dtype_to_tensor_dtype(value.dtype)
     opset = max(o.version for o in light.opset_import if o.domain in ("", "ai.onnx"))
     _complete(nodes, shapes, values, dtypes, opset)
     return Sample(shapes, values), dtypes

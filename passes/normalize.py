@@ -100,8 +100,9 @@ def _is_accident(param: Param) -> bool:
 
 def _folded(model: Model, rules: Mapping[str, Row]) -> Model:
     """Constants that a contraction or a mixing operator makes are parameters."""
+    values = _FoldedValues(model)
     constant = set(model.params)
-    known = model.samples[0].constants
+    known = {x for x in model.samples[0].constants if model.constant(x) is not None}
     params: dict[str, Param] = {}
     nodes: list[Node] = []
     for node in model.nodes:
@@ -115,13 +116,14 @@ def _folded(model: Model, rules: Mapping[str, Row]) -> Model:
                     shape = model.shape(name)
                     if name and shape is not None and None not in shape:
                         sizes = tuple(n for n in shape if n is not None)
-                        read = partial(_read_folded, model, name)
+                        read = partial(values.read, name)
                         dtype = model.dtypes.get(name, 1)
                         params[name] = Param(name, name, sizes, dtype, read, folded=True)
                 continue
         nodes.append(replace(node, index=len(nodes)))
     if not params:
         return model
+    values.names = tuple(params)
     kept = _without_unread(nodes, constant, set(model.outputs))
     return replace(model, nodes=kept, params={**model.params, **params})
 
@@ -147,6 +149,18 @@ def _reduces(node: Node, model: Model, rules: Mapping[str, Row]) -> bool:
     return bool(fit.contracted or fit.mixing or stays)
 
 
-def _read_folded(model: Model, name: str) -> Array:
-    """Run the constant part of the graph that makes a value."""
-    return runtime.constant_value(model.proto, model.folder, name)
+class _FoldedValues:
+    """The values of all folded constants, computed in one run when the first is asked for."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.names: tuple[str, ...] = ()
+        self.values: dict[str, Array] = {}
+
+    def read(self, name: str) -> Array:
+        """The values of one folded constant."""
+        if not self.values:
+            known = self.model.samples[0].constants
+            found = runtime.constant_values(self.model.proto, self.model.folder, self.names, known)
+            self.values = dict(zip(self.names, found, strict=True))
+        return self.values[name]

@@ -143,7 +143,7 @@ class _Shrink:
         param = self.model.params.get(name)
         copy = f"{name.partition('@')[0]}@{node.outputs[0]}:{position}"
         if known is None and None in sizes:
-            self._patch(node, position, sizes, copy)
+            self._patch(node, position, sizes, self.edits.unused(copy))
             return
         flat = [None] * len(sizes) if known is None else known.reshape(-1).tolist()
         new = np.array([o if n is None else n for o, n in zip(flat, sizes, strict=True)])
@@ -155,6 +155,7 @@ class _Shrink:
             wish = Wish(new.tobytes(), copy, partial(numpy_helper.from_array, new))
             self.edits.constant(param.origin, node, position, wish)
         else:
+            copy = self.edits.unused(copy)
             self.edits.add(numpy_helper.from_array(new, copy))
             self.edits.operand(node, position, copy)
 
@@ -162,7 +163,7 @@ class _Shrink:
         """An operand that was left out because its sizes were even: Split."""
         if None in sizes:
             return
-        name = f"{node.outputs[0]}@{position}"
+        name = self.edits.unused(f"{node.outputs[0]}@{position}")
         self.edits.add(numpy_helper.from_array(np.array(sizes, np.int64), name))
         self.edits.operand(node, position, name)
         if "num_outputs" in node.attributes:
@@ -174,16 +175,17 @@ class _Shrink:
         self.edits.insert(node, nodes)
         self.edits.operand(node, position, name)
 
-    def _patched(
-        self, computed: str, sizes: list[int | None], name: str
-    ) -> list[onnx.NodeProto]:
+    def _patched(self, computed: str, sizes: list[int | None], name: str) -> list[onnx.NodeProto]:
         own = np.array([n is None for n in sizes], np.int64)
         stated = np.array([n or 0 for n in sizes], np.int64)
-        self.edits.add(numpy_helper.from_array(own, f"{name}/dynamic"))
-        self.edits.add(numpy_helper.from_array(stated, f"{name}/stated"))
+        dynamic, stays, kept = (
+            self.edits.unused(f"{name}/{x}") for x in ("dynamic", "stated", "kept")
+        )
+        self.edits.add(numpy_helper.from_array(own, dynamic))
+        self.edits.add(numpy_helper.from_array(stated, stays))
         return [
-            helper.make_node("Mul", [computed, f"{name}/dynamic"], [f"{name}/kept"]),
-            helper.make_node("Add", [f"{name}/kept", f"{name}/stated"], [name]),
+            helper.make_node("Mul", [computed, dynamic], [kept]),
+            helper.make_node("Add", [kept, stays], [name]),
         ]
 
     def keep_sizes(self, node: Node) -> None:
@@ -204,7 +206,7 @@ class _Shrink:
         sizes = [n if gone else None for n, gone in zip(shape, lost, strict=True)][start:end]
         raw = onnx.NodeProto()
         raw.CopyFrom(node.proto)
-        raw.output[0] = f"{output}/pruned"
+        raw.output[0] = self.edits.unused(f"{output}/pruned")
         patched = self._patched(raw.output[0], sizes, f"{output}/sizes")
         patched[-1].output[0] = output
         self.edits.replace(output, [raw, *patched])
@@ -233,5 +235,3 @@ def _kept(factors: Factors, layouts: tuple[Layout, ...], keep: Keep) -> Kept:
         if not mask.all():
             found.append((axis, np.packbits(mask).tobytes()))
     return tuple(found)
-
-

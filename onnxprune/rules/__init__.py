@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from onnxprune.errors import RuleError
+from onnxprune.fitting import fit
 from onnxprune.model import Model, Node
-from onnxprune.notation import Fit, Operand, Rule, Shape, fit, parse
+from onnxprune.notation import Fit, Operand, Rule, Shape, parse
 from onnxprune.rules import contrib, tables
 from onnxprune.rules.site import Computed, Site, Unprunable
 from onnxprune.rules.tables import RENAMES

@@ -28,5 +28,6 @@ TABLE: Final[dict[str, str | Computed]] = {
     "com.microsoft::Gelu": ELEMENTWISE,
     "com.microsoft::GridSample": "n c *, n * -> n c *",
     "com.microsoft::QuickGelu": ELEMENTWISE,
-    "com.microsoft::SimplifiedLayerNormalization": folding.layer_norm,
+    # ONNX Runtime's own, though without its domain
+    "SimplifiedLayerNormalization": folding.layer_norm,
 }

@@ -6,8 +6,10 @@ from onnxprune.rules.site import Computed, Site, Unprunable, line
 
 # The fourth operand is the one that com.microsoft::FusedConv adds.
 CONV = "n (g i) *, (g o) i *_k, (g o), n (g o) *_y -> n (g o) *_y | group=g | macs=n g i o *_k *_y"
-POINTWISE = "n (g i) *s, (g o) i *_k, (g o), n (g o) *s -> n (g o) *s | group=g | macs=n g i o *_k *s"
-DEFORM = "n (g i) *, (g o) i *_k, ~, (g o), ~ -> n (g o) *_y | group=g | macs=n g i o *_k *_y"
+POINTWISE = (
+    "n (g i) *s, (g o) i *_k, (g o), n (g o) *s -> n (g o) *s | group=g | macs=n g i o *_k *s"
+)
+DEFORM = "n (g i) *, (g o) i *_k, n *, (g o), n * -> n (g o) *_y | group=g | macs=n g i o *_k *_y"
 
 
 def conv(site: Site) -> str:
@@ -46,12 +48,14 @@ def matmul(site: Site) -> str:
     vectors = site.rank(0) == 1, site.rank(1) == 1
     left = "k" if vectors[0] else "... m k"
     right = "k" if vectors[1] else "... k n"
-    result = [x for x, gone in (("...", all(vectors)), *zip("mn", vectors, strict=True)) if not gone]
+    result = [
+        x for x, gone in (("...", all(vectors)), *zip("mn", vectors, strict=True)) if not gone
+    ]
     return line([left, right], [" ".join(result)], f"macs={' '.join([*result, 'k'])}")
 
 
 def einsum(site: Site) -> str:
-    """The equation itself; a diagonal (a letter twice in one operand) is not said in a rule."""
+    """The equation itself."""
     equation = site.node.attributes["equation"].decode().replace(" ", "")
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
@@ -59,9 +63,6 @@ def einsum(site: Site) -> str:
         plain = left.replace(",", "").replace(".", "")
         right = "..." if "..." in left else ""
         right += "".join(sorted(x for x in set(plain) if plain.count(x) == 1))
-    for term in terms:
-        if any(term.count(x) > 1 for x in term if x != "."):
-            raise Unprunable("its equation takes a diagonal")
     spelled = [_spelled(term) for term in (*terms, right)]
     every = dict.fromkeys(" ".join(spelled[:-1]).split())
     clauses = [f"macs={' '.join(every)}"] if len(terms) > 1 else []
@@ -74,15 +75,16 @@ def _spelled(term: str) -> str:
 
 
 def recurrent(row: str) -> Computed:
-    """The row of an LSTM, GRU or RNN in the usual layout 0; layout 1 is refused.
+    """The row of an LSTM, GRU or RNN; in layout 1 the batch comes first.
 
     The operands are X, W, R, B, sequence_lens, initial_h, initial_c, P. Every gate has the same
     hidden units, and R reads the hidden state on its last axis.
     """
 
     def rule(site: Site) -> str:
-        if site.attribute("layout", 0):
-            raise Unprunable("it has layout 1, which no runtime that we know supports")
-        return row
+        if not site.attribute("layout", 0):
+            return row
+        batched = row.replace("_s _d b h", "b _s _d h").replace("_d b h", "b _d h")
+        return batched.replace("_s b i", "b _s i")
 
     return rule

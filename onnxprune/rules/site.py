@@ -10,8 +10,8 @@ from onnxprune.model import Model, Node, Sample
 from onnxprune.notation import Shape
 
 
-class Unprunable(Exception):  # noqa: N818  (a verdict, not an error)
-    """Raised by a computed rule that can't say what happens: all axes are frozen, with this reason."""
+class Unprunable(Exception):
+    """A computed rule can't say what happens: all axes are frozen, with this reason."""
 
 
 @dataclass(frozen=True, slots=True)

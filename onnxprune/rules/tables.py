@@ -1,66 +1,78 @@
 """The rule table: one row per operator, a line or a function that returns one.
 
-Rows are alphabetical inside a section. See ``onnxprune.notation`` for what a line says.
+Rows are alphabetical inside a section. See docs/rules.md for how to read and write one, and
+``onnxprune.notation`` for the grammar.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from onnxprune.rules import folding, linear, shaping
+from onnxprune.rules import folding, linear, reshaping, shaping
 from onnxprune.rules.site import Computed
 
 ELEMENTWISE: Final = "... -> ..."
 POOL: Final = "n c * -> n c *"
 MIXES, SUMS = folding.reduce("!"), folding.reduce("")
 LSTM: Final = (
-    "s b i, _d (_q h) i, _d (_q h) h, _d (_p h), ~, _d b h, _d b h, _d (_r h) -> s _d b h, _d b h, _d b h"
-    " | hidden_size=h | macs=s _d b _q h i + s _d b _q h h"
+    "_s b i, _d (_q h) i, _d (_q h) h, _d (_p h), b, _d b h, _d b h, _d (_r h)"
+    " -> _s _d b h, _d b h, _d b h | hidden_size=h | macs=_s _d b _q h i + _s _d b _q h h"
+)
+GRU: Final = (
+    "_s b i, _d (_q h) i, _d (_q h) h, _d (_p h), b, _d b h"
+    " -> _s _d b h, _d b h | hidden_size=h | macs=_s _d b _q h i + _s _d b _q h h"
 )
 RNN: Final = (
-    "s b i, _d h i, _d h h, _d (_p h), ~, _d b h -> s _d b h, _d b h"
-    " | hidden_size=h | macs=s _d b h i + s _d b h h"
+    "_s b i, _d h i, _d h h, _d (_p h), b, _d b h"
+    " -> _s _d b h, _d b h | hidden_size=h | macs=_s _d b h i + _s _d b h h"
 )
 
 _ELEMENTWISE: Final = """
-    Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr
-    BitwiseXor Cast CastLike Ceil Celu Clip Cos Cosh Div Dropout Elu Equal Erf Exp Floor Gelu
-    Greater GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Less LessOrEqual
-    Log Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu Round Selu Shrink Sigmoid
-    Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor
-""".split()
-_SCALAR_TAIL: Final = {"Clip": "..., ~, ~ -> ...", "Dropout": "..., ~, ~ -> ..., ..."}
+    Abs Acos Acosh Asin Asinh Atan Atanh BitCast BitShift BitwiseAnd BitwiseNot BitwiseOr
+    BitwiseXor Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu GreaterOrEqual HardSigmoid HardSwish
+    Identity IsInf IsNaN LeakyRelu LessOrEqual Log Max Mean Min Mish Mod Neg Not Reciprocal Relu
+    Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sum SwiGLU Swish Tan Tanh
+    ThresholdedRelu Where
+"""
+_LEGACY: Final = "Add And Div Equal Greater Less Mul Or Pow Sub Xor"
 
 TABLE: Final[dict[str, str | Computed]] = {
-    **dict.fromkeys(_ELEMENTWISE, ELEMENTWISE),
-    **_SCALAR_TAIL,
+    # elementwise
+    **dict.fromkeys(_ELEMENTWISE.split(), ELEMENTWISE),
+    **dict.fromkeys(_LEGACY.split(), folding.legacy_broadcast),
+    "CastLike": "..., ~ -> ...",
+    "Clip": "..., ~, ~ -> ...",
+    "Dropout": "..., ~, ~ -> ..., ...",
+    "PRelu": folding.prelu,
     # contractions
     "Conv": linear.conv,
     "ConvTranspose": "n (g i) *_x, (g i) o *_k, (g o) -> n (g o) * | group=g"
     " | macs=n g i o *_x *_k",
     "DeformConv": linear.deform_conv,
     "Einsum": linear.einsum,
-    "GRU": linear.recurrent(LSTM.replace(", d b h, d (_r h) ->", " ->")),
+    "GRU": linear.recurrent(GRU),
     "Gemm": linear.gemm,
     "LSTM": linear.recurrent(LSTM),
     "MatMul": linear.matmul,
     "RNN": linear.recurrent(RNN),
     # normalisations
-    "BatchNormalization": "n c *s, c, c, c, c -> n c *s, c, c, c, c",
+    "BatchNormalization": folding.batch_norm,
     "GroupNormalization": folding.group_norm,
     "InstanceNormalization": "n c *s!, c, c -> n c *s!",
     "LRN": "n c! *s -> n c! *s",
     "LayerNormalization": folding.layer_norm,
-    "LpNormalization": folding.along_axis(-2),
+    "LpNormalization": folding.along_axis,
     "MeanVarianceNormalization": folding.mean_variance,
     "RMSNormalization": folding.layer_norm,
     # along an axis
     "ArgMax": folding.arg_reduce,
     "ArgMin": folding.arg_reduce,
-    "CumSum": "*, ~ -> *",
-    "Hardmax": folding.along_axis(-1),
-    "LogSoftmax": folding.along_axis(-1),
-    "Softmax": folding.along_axis(-1),
+    "CumProd": folding.cumulate,
+    "CumSum": folding.cumulate,
+    "Hardmax": folding.softmax,
+    "LogSoftmax": folding.softmax,
+    "ReverseSequence": folding.reverse_sequence,
+    "Softmax": folding.softmax,
     "TopK": folding.top_k,
     "Trilu": folding.trilu,
     # reductions
@@ -81,22 +93,23 @@ TABLE: Final[dict[str, str | Computed]] = {
     "GlobalMaxPool": POOL,
     "GridSample": "n c *, n * -> n c *",
     "LpPool": POOL,
-    "MaxPool": POOL,
-    "MaxRoiPool": "n c *, ~ -> r c *",
-    "MaxUnpool": "n c *, n c *, ~ -> n c *",
+    "MaxPool": folding.max_pool,
+    "MaxRoiPool": "_n c *, r _ -> r c *",
+    "MaxUnpool": "n! c! *, n! c! *, ~ -> n! c! *_y | [2]=n c *_y",
     "Resize": shaping.resize,
-    "RoiAlign": "n c *, r _, r -> r c *",
+    "RoiAlign": "_n c *, r _, r -> r c *",
     "Upsample": shaping.resize,
     # cutting, joining, rearranging
+    "Col2Im": "n (c _k) *, ~, ~ -> n c *",
     "Concat": shaping.concat,
     "ConstantOfShape": shaping.constant_of_shape,
     "DepthToSpace": shaping.depth_to_space,
     "Expand": shaping.expand,
-    "Flatten": shaping.flatten,
+    "Flatten": reshaping.flatten,
     "Pad": shaping.pad,
-    "Reshape": shaping.reshape,
+    "Reshape": reshaping.reshape,
     "Slice": shaping.slice_,
-    "SpaceToDepth": "n c (h _p) (w _q) -> n (_p _q c) h w | blocksize=_p",
+    "SpaceToDepth": shaping.space_to_depth,
     "Split": shaping.split,
     "Squeeze": shaping.squeeze,
     "Tile": shaping.tile,
@@ -104,39 +117,62 @@ TABLE: Final[dict[str, str | Computed]] = {
     "Unsqueeze": shaping.unsqueeze,
     # gathers and scatters
     "Gather": folding.gather,
-    "GatherElements": "*, *_i -> *_i",
+    "GatherElements": folding.gather_elements,
     "GatherND": folding.gather_nd,
     "OneHot": folding.one_hot,
-    "ScatterElements": "*_d, *_i, *_i -> *_d",
+    "Scatter": folding.scatter_elements,
+    "ScatterElements": folding.scatter_elements,
     "ScatterND": folding.scatter_nd,
     # quantisation
     "DequantizeLinear": folding.quantize,
     "QuantizeLinear": folding.quantize,
     # sizes carry no channels
+    "Constant": "~ -> *",
+    "EyeLike": "* -> *",
     "Range": "~, ~, ~ -> *",
     "Shape": "~ -> *",
     "Size": "* -> ~",
 }
 
-FROZEN: Final[dict[str, str]] = {
-    "Compress": "it picks by run-time conditions",
-    "If": "bodies of If are not looked into yet",
-    "Loop": "bodies of Loop are not looked into yet",
-    "NonMaxSuppression": "it picks boxes at run time",
-    "NonZero": "it picks positions at run time",
-    "Scan": "bodies of Scan are not looked into yet",
-    "SequenceAt": "sequences are not looked into",
-    "SequenceConstruct": "sequences are not looked into",
-    "SplitToSequence": "sequences are not looked into",
-    "ConcatFromSequence": "sequences are not looked into",
-    "Unique": "it picks positions at run time",
+_REASONS: Final = {
+    "attention as one operator is not looked into yet": (
+        "Attention CausalConvWithState LinearAttention RotaryEmbedding TensorScatter"
+    ),
+    "bodies of control flow are not looked into yet": "If Loop Scan SequenceMap",
+    "integer arithmetic is not looked into yet": (
+        "ConvInteger DynamicQuantizeLinear MatMulInteger QLinearConv QLinearMatMul"
+    ),
+    "it belongs to training": "NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss",
+    "it draws random numbers": (
+        "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike"
+    ),
+    "it makes or takes a spectrum: every index depends on every other": (
+        "BlackmanWindow DFT HammingWindow HannWindow MelWeightMatrix STFT"
+    ),
+    "it picks at run time": "Compress NonMaxSuppression NonZero Unique",
+    "it reads geometry, not channels": "AffineGrid CenterCropPad Det ImageDecoder",
+    "sequences and optionals are not looked into": (
+        "ConcatFromSequence Optional OptionalGetElement OptionalHasElement SequenceAt"
+        " SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceLength"
+        " SplitToSequence"
+    ),
+    "text carries no channels": (
+        "RegexFullMatch StringConcat StringNormalizer StringSplit TfIdfVectorizer"
+    ),
 }
+# Operators that no line can say, or none says yet: all axes that they touch stay whole.
+FROZEN: Final = {op: reason for reason, ops in _REASONS.items() for op in ops.split()}
 
 # Operators whose kernels work on blocks of channels (NCHWc): kept counts are rounded for them.
 BLOCKED: Final = frozenset({"Conv", "ConvTranspose", "DeformConv"})
 # Operators whose results depend on the order of their operand's values: compared with care.
 ORDERING: Final = frozenset({"ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "TopK"})
+# Operators that keep every element: their operand and result have the same number of them.
+REARRANGES: Final = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 # Operators that give a value another name.
 RENAMES: Final = frozenset({"Identity"})
+# Operators whose kernels round results as if these were at least so large: ONNX Runtime computes
+# a sigmoid as 0.5 + something, so that values near 0 are rounding errors of 6e-8.
+ROUNDS_AT: Final = {"Sigmoid": 0.02}
 # Operators that turn the sizes of a value into a value.
 SIZES: Final = frozenset({"Shape", "Size"})

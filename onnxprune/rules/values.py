@@ -87,7 +87,7 @@ def _expand(x: Sequence[Array], a: Attributes) -> Any:
 def _range(x: Sequence[Array], a: Attributes) -> Any:
     start, stop, step = (v.reshape(()).item() for v in x)
     too_long = step == 0 or abs((stop - start) / step) > LIMIT
-    return None if too_long else np.arange(start, stop, step, x[0].dtype)
+    return None if too_long else np.arange(start, stop, step).astype(x[0].dtype)
 
 
 def _reduce(function: Any) -> Function:
@@ -127,7 +127,7 @@ def _squeeze(x: Sequence[Array], a: Attributes) -> Any:
 
 def _clip(x: Sequence[Array], a: Attributes) -> Any:
     low = x[1] if len(x) > 1 and x[1] is not None else a.get("min", -np.inf)
-    high = x[2] if len(x) > 2 and x[2] is not None else a.get("max", np.inf)  # noqa: PLR2004
+    high = x[2] if len(x) > 2 and x[2] is not None else a.get("max", np.inf)
     return np.clip(x[0], low, high).astype(x[0].dtype)
 
 

@@ -1,0 +1,80 @@
+"""Score: how much each index of each group matters, told by the weights alone.
+
+Every criterion is a row of ``CRITERIA``; docs/criteria.md says what they are and how they compare.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from onnxprune.axes import Values
+from onnxprune.coupling import Coupling
+from onnxprune.errors import OnnxPruneError
+from onnxprune.passes.score import criteria
+from onnxprune.passes.score.criteria import Criterion, Settings
+from onnxprune.passes.score.magnitude import SCALES, SIDES, Progress
+from onnxprune.passes.score.redundancy import Twins, merge_weights, merges
+
+__all__ = [
+    "CRITERIA",
+    "DEFAULT",
+    "MERGING",
+    "SCALES",
+    "SIDES",
+    "Progress",
+    "Twins",
+    "merge_weights",
+    "merges",
+    "score",
+]
+
+DEFAULT: Final = "l2"
+MERGING: Final = frozenset({"redundancy"})  # what these remove is merged into what stays
+CRITERIA: Final[dict[str, Criterion]] = {
+    "bn-scale": criteria.bn_scale,
+    "fpgm": criteria.fpgm,
+    "l1": criteria.l1,
+    "l2": criteria.l2,
+    "lamp": criteria.lamp,
+    "linf": criteria.linf,
+    "random": criteria.random,
+    "redundancy": criteria.redundancy,
+}
+
+
+def score(
+    coupling: Coupling,
+    criterion: str = DEFAULT,
+    seed: int = 0,
+    progress: Progress | None = None,
+    *,
+    sides: str = "both",
+    scale: str = "mean",
+) -> dict[int, Values]:
+    """Score every index of every group; higher is kept.
+
+    Needs the coupling of a normalized model. Changes nothing. Promises: the same scores for the
+    same seed, and that no score depends on the order of the channels.
+
+    Args:
+        coupling: the structure of the model.
+        criterion: a name in ``CRITERIA``.
+        seed: for what is random.
+        progress: is told the name of each parameter before it is read.
+        sides: a name in ``SIDES``: which members of a group count.
+        scale: a name in ``SCALES``: what makes groups comparable.
+
+    Returns:
+        By factor the scores (size,).
+
+    Raises:
+        OnnxPruneError: there is no criterion, side or scale of this name.
+    """
+    for what, name, known in (
+        ("criterion", criterion, CRITERIA),
+        ("sides", sides, SIDES),
+        ("scale", scale, SCALES),
+    ):
+        if name not in known:
+            raise OnnxPruneError(f"{what} '{name}' is not known: choose one of {', '.join(known)}")
+    return CRITERIA[criterion](coupling, Settings(seed, sides, scale, progress))

@@ -1,19 +1,24 @@
-"""Magnitudes of groups: the norms of their members, each member counting alike."""
+"""Magnitudes of groups: what their members say, each member and each side counting alike."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from onnxprune.axes import Factors, Layout, Values
 from onnxprune.coupling import Coupling, Group, Member
-from onnxprune.passes.score.slices import Measure, axis_values, rows
+from onnxprune.model import Array
+from onnxprune.passes.score.median import median_distances
+from onnxprune.passes.score.slices import Measure, as_float, axis_values, rows
 
-Progress = Callable[[int, int], None]  # parameters read so far, and all of them
-SIDES: Final = ("both", "produced", "contracted", "product")
-SCALES: Final = ("mean", "max", "none")
+Progress = Callable[[str], None]
+SIDES: Final = ("both", "contracted", "produced", "product")
+SCALES: Final = ("max", "mean", "none")
+
+Asked = Sequence[tuple[int, Member]]  # factors, and the members of one parameter to look at
+Evaluate = Callable[[Factors, Array, Asked], list[Values]]  # values (size,) for each that is asked
 
 
 class Part(NamedTuple):
@@ -23,30 +28,48 @@ class Part(NamedTuple):
     values: Values
 
 
+def weights(coupling: Coupling, group: Group) -> list[Member]:
+    """The members that are weights; biases and statistics only where there is nothing else."""
+    params = coupling.model.params
+    found = [m for m in group.members if sum(n != 1 for n in params[m.param].shape) > 1]
+    return found or list(group.members)
+
+
 def gather(
-    coupling: Coupling, measure: Measure, progress: Progress | None = None
+    coupling: Coupling,
+    members: Mapping[int, Sequence[Member]],
+    evaluate: Evaluate,
+    progress: Progress | None = None,
 ) -> dict[int, list[Part]]:
-    """The measures of all members of all groups by factor; each parameter is read once.
+    """What members say, by factor; each parameter is read once.
 
     A member whose values are not finite (an attention mask of minus infinity) says nothing.
     """
-    wanted: dict[str, dict[tuple[int, int], Member]] = {}
-    for group in coupling.groups:
-        for member in speaking(coupling, group):
-            wanted.setdefault(member.param, {})[member.axis, group.factor] = member
-    parts: dict[int, list[Part]] = {group.factor: [] for group in coupling.groups}
-    for done, (param, members) in enumerate(wanted.items(), 1):
-        by_axis = axis_values(coupling.model.params[param].read(), measure)
-        pulled: dict[int, Mapping[int, Values]] = {}
-        for (axis, factor), member in members.items():
-            if axis not in pulled:
-                pulled[axis] = pull(coupling.factors, member.layout, by_axis[axis], measure)
-            values = pulled[axis][factor]
+    asked: dict[str, list[tuple[int, Member]]] = {}
+    for factor, own in members.items():
+        for member in own:
+            asked.setdefault(member.param, []).append((factor, member))
+    parts: dict[int, list[Part]] = {factor: [] for factor in members}
+    for param, pairs in asked.items():
+        if progress is not None:
+            progress(param)
+        found = evaluate(coupling.factors, coupling.model.params[param].read(), pairs)
+        for (factor, member), values in zip(pairs, found, strict=True):
             if np.isfinite(values).all():
                 parts[factor].append(Part(member.contracted, values))
-        if progress is not None:
-            progress(done, len(wanted))
     return parts
+
+
+def norms(measure: Measure) -> Evaluate:
+    """The measure of all that vanishes with each index."""
+
+    def evaluate(factors: Factors, array: Array, asked: Asked) -> list[Values]:
+        by_axis = axis_values(array, measure)
+        layouts = {member.axis: member.layout for _, member in asked}
+        pulled = {a: pull(factors, layout, by_axis[a], measure) for a, layout in layouts.items()}
+        return [pulled[member.axis][factor] for factor, member in asked]
+
+    return evaluate
 
 
 def pull(
@@ -61,43 +84,36 @@ def pull(
     }
 
 
-def speaking(coupling: Coupling, group: Group) -> list[Member]:
-    """The members that are weights; biases and statistics only where there are no others."""
-    params = coupling.model.params
-    weights = [m for m in group.members if sum(n != 1 for n in params[m.param].shape) > 1]
-    return weights or list(group.members)
+def medians(factors: Factors, array: Array, asked: Asked) -> list[Values]:
+    """The distance of each index's slice to the geometric median of all slices."""
+    values = as_float(array)
+    return [
+        median_distances(rows(factors, member.layout, member.axis, values, factor))
+        for factor, member in asked
+    ]
 
 
-def combine(parts: list[Part], size: int, sides: str, root: float, scale: str) -> Values:
-    """One score (size,) from what the members say.
+def combine(parts: Sequence[Part], size: int, sides: str) -> Values:
+    """One value (size,) of mean about 1 from what the members say.
+
+    Members of a side count alike, whatever their size and scale; so do the two sides.
 
     Args:
         parts: the members' values.
         size: the size of the group.
-        sides: which members count; "product" multiplies the two sides.
-        root: what the measure is raised to once it is summed (1/2 for sums of squares).
-        scale: what the group's mean or maximum becomes 1 by.
+        sides: a name in ``SIDES``; where a side has no members, the other one speaks.
     """
-    made = _average([p.values for p in parts if not p.contracted])
-    read = _average([p.values for p in parts if p.contracted])
-    every = _average([p.values for p in parts])
-    one = np.ones(size)
-    if sides == "product":
-        found = (one if made is None else made) * (one if read is None else read)
-    else:
-        first = {"both": every, "produced": made, "contracted": read}[sides]
-        found = next((v for v in (first, every) if v is not None), one)
-    return scaled(found**root, scale)
-
-
-def _average(values: list[Values]) -> Values | None:
-    """The mean of the members, each brought to mean 1."""
-    if not values:
-        return None
-    return np.mean([scaled(v, "mean") for v in values], axis=0)
+    made, read = (
+        [scaled(p.values, "mean") for p in parts if p.contracted is side] for side in (False, True)
+    )
+    chosen = {"produced": [made or read], "contracted": [read or made]}.get(sides, [made, read])
+    each = [np.mean(side, axis=0) for side in chosen if side]
+    if not each:
+        return np.ones(size)
+    return np.asarray(np.prod(each, axis=0) if sides == "product" else np.mean(each, axis=0))
 
 
 def scaled(values: Values, scale: str) -> Values:
     """Values over their mean or maximum; zeros stay zeros."""
-    over = {"mean": values.mean(), "max": values.max(), "none": 1.0}[scale]
+    over = {"max": values.max(), "mean": values.mean(), "none": 1.0}[scale]
     return values / over if over > 0 else values

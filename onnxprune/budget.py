@@ -1,0 +1,139 @@
+"""What may remain of a model, and how the choice is made: the arguments of the pass select."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final, Literal, get_args
+
+from onnxprune.alignment import Align
+from onnxprune.cost import MEASURES, Cost
+from onnxprune.errors import BudgetError, OnnxPruneError
+
+Scope = Literal["global", "uniform", "per-group"]
+MAX_RATIO: Final = 0.9
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What goes, or what may remain; several budgets hold together, a ratio goes alone.
+
+    Attributes:
+        ratio: the share of every group that goes, between 0 and 1.
+        macs, params, size_bytes, peak_bytes: what may remain of each cost: a fraction up to 1, or
+            a number above 1.
+    """
+
+    ratio: float | None = None
+    macs: float | None = None
+    params: float | None = None
+    size_bytes: float | None = None
+    peak_bytes: float | None = None
+
+    def given(self) -> dict[str, float]:
+        """The budgets that are given, by measure, as they were given."""
+        values = {measure: getattr(self, measure) for measure in MEASURES}
+        return {measure: value for measure, value in values.items() if value is not None}
+
+    def limits(self, before: Cost) -> dict[str, float]:
+        """What each given measure must not exceed."""
+        return {
+            measure: value * getattr(before, measure) if value <= 1 else value
+            for measure, value in self.given().items()
+        }
+
+    def at_step(self, step: int, steps: int, before: Cost) -> Budget:
+        """The budget of one step of several, each of which takes the same share of what is left.
+
+        Args:
+            step: 1 to ``steps``.
+            steps: how many there are.
+            before: the cost of the model before the first.
+        """
+        if self.ratio is not None:
+            return replace(self, ratio=1 - (1 - self.ratio) ** (1 / steps))
+        shares = {}
+        for measure, limit in self.limits(before).items():
+            full = getattr(before, measure)
+            shares[measure] = max(full * min(1.0, limit / full) ** (step / steps), limit)
+        return replace(self, **shares)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the choice is made.
+
+    Attributes:
+        scope: how a budget is shared out: one threshold for all scores, one ratio for all groups,
+            or ratios in the proportions of ``per_group``.
+        align: the multiples that kept counts are; see ``onnxprune.alignment``.
+        min_channels: every group keeps at least so many.
+        max_ratio: the largest share that a group may lose under a budget.
+        include: only groups of which a name matches one of these patterns; empty: all. The names
+            of a group are its own and those of its members.
+        exclude: no group of which a name matches one of these.
+        exact_only: no mixing group.
+        per_group: for the scope per-group, ratios by pattern, the first match counting; groups
+            that match none stay whole.
+    """
+
+    scope: Scope = "global"
+    align: Align = "auto"
+    min_channels: int = 1
+    max_ratio: float = MAX_RATIO
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    exact_only: bool = False
+    per_group: Mapping[str, float] | None = None
+
+    def at_step(self, steps: int) -> Options:
+        """The options of one step of several: each takes its part of the ratios."""
+        if self.per_group is None:
+            return self
+        ratios = {key: 1 - (1 - ratio) ** (1 / steps) for key, ratio in self.per_group.items()}
+        return replace(self, per_group=ratios)
+
+
+def check(budget: Budget, options: Options) -> None:
+    """Refuse what makes no sense.
+
+    Raises:
+        BudgetError: no budget, a ratio beside one, or a value out of range.
+        OnnxPruneError: an option out of range.
+    """
+    given = budget.given()
+    if budget.ratio is None and not given and options.per_group is None:
+        raise BudgetError(
+            "no budget is given: give a ratio, or what may remain of macs, params, bytes or peak "
+            "memory"
+        )
+    if budget.ratio is not None and given:
+        raise BudgetError(
+            "a ratio and a budget are given: a ratio takes its share from every group and leaves "
+            "nothing to choose; give one of them"
+        )
+    if budget.ratio is not None and not 0 < budget.ratio < 1:
+        raise BudgetError(f"ratio is {budget.ratio:g}: the share that goes lies between 0 and 1")
+    for measure, value in given.items():
+        if not value > 0:
+            raise BudgetError(f"the budget for {measure} is {value:g}: it must be above 0")
+    _check_options(options)
+
+
+def _check_options(options: Options) -> None:
+    scopes = get_args(Scope)
+    if options.scope not in scopes:
+        raise OnnxPruneError(f"scope is '{options.scope}': it must be one of {', '.join(scopes)}")
+    if (options.scope == "per-group") != (options.per_group is not None):
+        raise OnnxPruneError(
+            "the scope per-group and ratios by pattern go together: give both or none"
+        )
+    for pattern, ratio in (options.per_group or {}).items():
+        if not 0 <= ratio < 1:
+            raise OnnxPruneError(f"the ratio for '{pattern}' is {ratio:g}: it must be 0 to below 1")
+    if options.align != "auto" and (not isinstance(options.align, int) or options.align < 1):
+        raise OnnxPruneError(f"align is {options.align!r}: it must be auto, or a number from 1 on")
+    if options.min_channels < 1:
+        raise OnnxPruneError(f"min_channels is {options.min_channels}: it must be at least 1")
+    if not 0 < options.max_ratio <= 1:
+        raise OnnxPruneError(f"max_ratio is {options.max_ratio:g}: it must be above 0, at most 1")

@@ -1,0 +1,169 @@
+"""Answers about a coupling: what a model is made of, and why something can't be pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from onnxprune.axes import Layout
+from onnxprune.cost import Cost, CostModel, cost_model
+from onnxprune.coupling import Coupling, Group
+from onnxprune.errors import OnnxPruneError
+from onnxprune.plan import Keep
+from onnxprune.results import FrozenRow, GroupRow, Inspection
+from onnxprune.rules import Unprunable, row_of
+
+SHOWN = 40  # members that an explanation lists
+
+
+def costs(coupling: Coupling, keep: Keep) -> tuple[Cost, Cost, tuple[GroupRow, ...]]:
+    """Costs before and after, and a row for each group."""
+    model = cost_model(coupling)
+    counts = {factor: int(mask.sum()) for factor, mask in keep.items()}
+    return model.cost({}), model.cost(counts), _rows(coupling, model, counts)
+
+
+def _rows(coupling: Coupling, model: CostModel, counts: Mapping[int, int]) -> tuple[GroupRow, ...]:
+    before = np.array([group.size for group in coupling.groups], np.float64)
+    after = np.array(
+        [counts.get(group.factor, group.size) for group in coupling.groups], np.float64
+    )
+    shares = [
+        kept * model.slopes(kept, measure)
+        for measure in ("macs", "params")
+        for kept in (before, after)
+    ]
+    return tuple(
+        GroupRow(
+            name=group.name,
+            before=group.size,
+            after=counts.get(group.factor, group.size),
+            mixing=group.mixing,
+            members=len(group.members),
+            macs=round(row[0]),
+            macs_after=round(row[1]),
+            params=round(row[2]),
+            params_after=round(row[3]),
+        )
+        for group, row in zip(coupling.groups, zip(*shares, strict=True), strict=True)
+    )
+
+
+def inspection(coupling: Coupling) -> Inspection:
+    """The figures and groups of a model, and what is frozen."""
+    model = coupling.model
+    before, _, rows = costs(coupling, {})
+    return Inspection(
+        name=model.name,
+        opset=model.opset,
+        nodes=len(model.proto.graph.node),
+        macs=before.macs,
+        params=before.params,
+        size_bytes=before.size_bytes,
+        peak_bytes=before.peak_bytes,
+        groups=rows,
+        frozen=frozen_rows(coupling),
+        uncovered=_uncovered(coupling),
+    )
+
+
+def frozen_rows(coupling: Coupling) -> tuple[FrozenRow, ...]:
+    """The parameters' axes that can't be pruned at all, with reasons."""
+    rows = []
+    for name, param in coupling.model.params.items():
+        for axis, layout in enumerate(coupling.layouts.get(name, ())):
+            reason = coupling.factors.reason(layout)
+            if reason is not None and param.shape[axis] > 1:
+                rows.append(FrozenRow(name, axis, param.shape[axis], coupling.says(reason)))
+    return tuple(rows)
+
+
+def _uncovered(coupling: Coupling) -> dict[str, str]:
+    """Operators of this model that have no rule, with the reason."""
+    found = {}
+    for index in coupling.frozen:
+        op = coupling.model.nodes[index].op
+        try:
+            row_of(op, {})
+        except Unprunable as verdict:
+            found[op] = str(verdict)
+    return found
+
+
+def nothing_to_prune(coupling: Coupling) -> str:
+    """Why a model has no group, in one sentence."""
+    name = coupling.model.name
+    if not coupling.model.params:
+        return f"'{name}' has no weights, so there is nothing to prune"
+    rows = sorted(
+        frozen_rows(coupling), key=lambda row: (not row.reason.startswith("node "), -row.size)
+    )
+    if not rows:
+        return f"'{name}' has no weight with an axis longer than 1, so there is nothing to prune"
+    more = f" (and {len(rows) - 1} more: see onnxprune inspect)" if len(rows) > 1 else ""
+    first = f"'{rows[0].param}', axis {rows[0].axis}: {rows[0].reason}"
+    return f"'{name}' has no group that can be pruned: {first}{more}"
+
+
+def explanation(coupling: Coupling, what: str) -> str:
+    """The layout of VALUE or VALUE:AXIS, or the members of a GROUP.
+
+    Raises:
+        OnnxPruneError: there is nothing of this name.
+    """
+    group = coupling.group(what)
+    if group is not None:
+        return _about_group(coupling, group)
+    name, _, axis = what.rpartition(":")
+    if what in coupling.layouts:
+        return _about_value(coupling, what, None)
+    if name in coupling.layouts and axis.lstrip("-").isdecimal():
+        rank = len(coupling.layouts[name])
+        if not -rank <= int(axis) < rank:
+            raise OnnxPruneError(f"'{name}' has {rank} axes, so there is no axis {axis}")
+        return _about_value(coupling, name, int(axis) % rank)
+    near = _near(coupling, what)
+    raise OnnxPruneError(
+        f"'{coupling.model.name}' has no group or value '{what}'{near}: "
+        "see onnxprune inspect for the names"
+    )
+
+
+def _near(coupling: Coupling, what: str) -> str:
+    names = [g.name for g in coupling.groups] + list(coupling.layouts)
+    found = next((n for n in names if what and what.lower() in n.lower()), None)
+    return f"; did you mean '{found}'" if found else ""
+
+
+def _about_group(coupling: Coupling, group: Group) -> str:
+    kind = "mixing: removal changes norm statistics" if group.mixing else "exact"
+    lines = [f"group {group.name}: {group.size} channels, {kind}, {len(group.members)} members"]
+    names = coupling.names()
+    for member in group.members[:SHOWN]:
+        side = "contracted" if member.contracted else "produced"
+        layout = coupling.factors.render(member.layout, names)
+        lines.append(f"  {member.param}, axis {member.axis} ({side}): {layout}")
+    if len(group.members) > SHOWN:
+        lines.append(f"  and {len(group.members) - SHOWN} more")
+    return "\n".join(lines)
+
+
+def _about_value(coupling: Coupling, name: str, only: int | None) -> str:
+    kind = "parameter" if name in coupling.model.params else "value"
+    lines = [f"{kind} {name}"]
+    for axis, layout in enumerate(coupling.layouts[name]):
+        if only is None or axis == only:
+            lines.extend(_about_axis(coupling, axis, layout))
+    return "\n".join(lines)
+
+
+def _about_axis(coupling: Coupling, axis: int, layout: Layout) -> list[str]:
+    factors = coupling.factors
+    lines = [f"  axis {axis}: {factors.render(layout, coupling.names())}"]
+    own = [g for g in coupling.groups if g.factor in factors.leaves(layout)]
+    lines.extend(f"    group {g.name}, {len(g.members)} members" for g in own)
+    reasons = {factors.reason(leaf) for leaf in factors.leaves(layout)} or {factors.reason(layout)}
+    said = sorted({coupling.says(reason) for reason in reasons if reason is not None})
+    lines.extend(f"    whole: {text}" for text in said)
+    return lines

@@ -1,0 +1,188 @@
+"""The masked original and the pruned model side by side: running both, and what both compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from onnxprune import runtime
+from onnxprune.axes import Opaque
+from onnxprune.coupling import Coupling
+from onnxprune.model import Array, Node
+from onnxprune.oracle import FLOATS, masked
+from onnxprune.plan import Keep
+from onnxprune.rules.tables import ORDERING
+from onnxprune.widen import widen, widened
+
+Results = dict[str, Any]
+# Operators whose results jump where an operand moves by one rounding; casts do where they cut off.
+JUMPS: Final = ORDERING | {
+    *("Ceil", "DynamicQuantizeLinear", "Equal", "Floor", "Greater", "GreaterOrEqual", "Less"),
+    *("LessOrEqual", "QuantizeLinear", "Round", "Sign"),
+}
+CASTS: Final = frozenset({"Cast", "CastLike"})
+Runner = Callable[[runtime.Feeds, Sequence[str]], Results]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models that have to agree.
+
+    Attributes:
+        coupling: the structure of the original.
+        keep: the kept indices by factor.
+        shrunk: the pruned model.
+        folder: where the external data of the pruned model lies.
+        values: full-size values of parameters that replace the original's.
+        wide: whether both run as float32 models (see ``onnxprune.widen``).
+    """
+
+    coupling: Coupling
+    keep: Keep
+    shrunk: onnx.ModelProto = field(repr=False)
+    folder: Path | None = None
+    values: Mapping[str, Array] | None = None
+    wide: bool = False
+
+    def oracle(
+        self, names: Sequence[str], jitter: int | None = None, pins: Results | None = None
+    ) -> Runner:
+        """A session of the masked original that can give these values.
+
+        Args:
+            names: values of the graph.
+            jitter: a seed of rounding errors (see ``masked``); the graph isn't optimised then,
+                so that its additions run in another order.
+            pins: results of deciding nodes that are inputs, not computed (any sizes will do).
+        """
+        proto = masked(self.coupling, self.keep, names, self.values, jitter)
+        if pins:
+            _pin(proto.graph, pins)
+        return self._runner(proto, self.coupling.model.folder, fuse=jitter is None)
+
+    def pruned(self, names: Sequence[str], pins: Results | None = None) -> Runner:
+        """A session of the pruned model that can give these values.
+
+        What deciding nodes make of their operands, where their results are pinned, goes by
+        ``unpinned`` names.
+        """
+        proto = self.shrunk
+        extra = [x for x in dict.fromkeys(names) if x not in {o.name for o in proto.graph.output}]
+        if extra or pins or self.wide:
+            proto = onnx.ModelProto()
+            proto.CopyFrom(self.shrunk)
+        if pins:
+            _pin(proto.graph, pins)
+        proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra)
+        return self._runner(proto, self.folder, fuse=True)
+
+    def _runner(self, proto: onnx.ModelProto, folder: Path | None, fuse: bool) -> Runner:
+        if self.wide:
+            widen(proto, folder)
+        session = runtime.session(proto, folder, optimize=fuse)
+        known = {value.name for value in session.get_inputs()}
+
+        def run(feeds: runtime.Feeds, names: Sequence[str]) -> Results:
+            if not names:
+                return {}  # ONNX Runtime would give every output
+            given = {name: value for name, value in feeds.items() if name in known}
+            if self.wide:
+                given = {name: widened(value) for name, value in given.items()}
+            return dict(zip(names, runtime.run(session, given, names), strict=True))
+
+        return run
+
+    def kept(self, name: str, value: Any) -> Any:
+        """What the pruned model has of a value of the original."""
+        layouts = self.coupling.layouts.get(name, ())
+        if not isinstance(value, np.ndarray) or value.ndim != len(layouts):
+            return value
+        for axis, layout in enumerate(layouts):
+            if not isinstance(self.coupling.factors.normal(layout), Opaque):
+                mask = self.coupling.factors.mask(layout, self.keep)
+                if not mask.all():
+                    value = np.take(value, np.flatnonzero(mask), axis=axis)
+        return value
+
+    def shared(self) -> Iterator[tuple[Node, str]]:
+        """The values that nodes of both models make, in topological order."""
+        made = {name for node in self.shrunk.graph.node for name in node.output}
+        for node in self.coupling.model.nodes:
+            for name in node.outputs:
+                if name in made and name in self.coupling.layouts:
+                    yield node, name
+
+    def deciding(self) -> list[Node]:
+        """The nodes whose results jump when an operand moves by one rounding."""
+        common = {name for _, name in self.shared()}
+        model, found = self.coupling.model, []
+        for node in model.nodes:
+            kinds = {model.dtypes.get(name) for name in node.outputs if name}
+            jumps = node.op in JUMPS or (node.op in CASTS and kinds.isdisjoint(FLOATS))
+            if jumps and any(name in common and self.is_float(name) for name in node.inputs):
+                found.append(node)
+        return found
+
+    def is_float(self, name: str) -> bool:
+        """Whether a value holds floating-point numbers, as far as is known."""
+        return self.coupling.model.dtypes.get(name) in FLOATS
+
+    def telling(self) -> list[str]:
+        """The values inside the graph that are worth comparing, in topological order.
+
+        They are the results of all nodes that read a pruned parameter or combine pruned indices,
+        and what deciding nodes read. An error there may be damped beyond notice at the outputs.
+        """
+        made = [name for _, name in self.shared()]
+        read = {name for node in self.deciding() for name in node.inputs if self.is_float(name)}
+        wanted = (set(self._touched()) | read) - set(self.coupling.model.outputs)
+        return [name for name in made if name in wanted]
+
+    def _touched(self) -> Iterator[str]:
+        pruned = frozenset(factor for factor, mask in self.keep.items() if not mask.all())
+        factors, params = self.coupling.factors, self.coupling.model.params
+        layouts = self.coupling.layouts
+        reading = {
+            name
+            for name in params
+            if any(not pruned.isdisjoint(factors.leaves(x)) for x in layouts.get(name, ()))
+        }
+        combining = {
+            bound.node.index
+            for bound in self.coupling.bound
+            if bound.removed(factors, pruned) & (bound.fit.contracted | bound.fit.mixing)
+        }
+        for node, name in self.shared():
+            if node.index in combining or not reading.isdisjoint(node.inputs):
+                yield name
+
+
+def unpinned(name: str) -> str:
+    """What the pruned model itself makes where the value of this name is pinned."""
+    return f"{name}@unpinned"
+
+
+def _pin(graph: onnx.GraphProto, pins: Results) -> None:
+    """Let the graph be given these values; the nodes that make them write to other names."""
+    for node in graph.node:
+        for position, name in enumerate(node.output):
+            if name in pins:
+                node.output[position] = unpinned(name)
+    for name, value in pins.items():
+        kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+        graph.input.append(helper.make_tensor_value_info(name, kind, [None] * value.ndim))
+
+
+def behind(nodes: Sequence[Node], sources: Set[str]) -> set[str]:
+    """The values that depend on any of these values, themselves left out."""
+    found: set[str] = set()
+    for node in nodes:
+        if any(x in sources or x in found for x in (*node.inputs, *node.captured)):
+            found.update(node.outputs)
+    return found - {""}

@@ -1,0 +1,123 @@
+"""The criteria: each gives every index of every group a score (size,), higher is kept."""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxprune.axes import Values
+from onnxprune.coupling import Coupling
+from onnxprune.passes.score.chains import NORMALIZES
+from onnxprune.passes.score.magnitude import (
+    Evaluate,
+    Progress,
+    combine,
+    gather,
+    medians,
+    norms,
+    scaled,
+    weights,
+)
+from onnxprune.passes.score.redundancy import TOLERANCE, twins
+from onnxprune.passes.score.slices import L1, L2_SQUARED, LINF
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``score`` was asked for; see there."""
+
+    seed: int
+    sides: str
+    scale: str
+    progress: Progress | None
+
+
+Scores = dict[int, Values]
+Criterion = Callable[[Coupling, Settings], Scores]
+
+
+def _magnitude(evaluate: Evaluate, root: float = 1.0) -> Criterion:
+    def criterion(coupling: Coupling, settings: Settings) -> Scores:
+        members = {g.factor: weights(coupling, g) for g in coupling.groups}
+        parts = gather(coupling, members, evaluate, settings.progress)
+        return {
+            g.factor: scaled(
+                combine(parts[g.factor], g.size, settings.sides) ** root, settings.scale
+            )
+            for g in coupling.groups
+        }
+
+    return criterion
+
+
+l1 = _magnitude(norms(L1))
+l2 = _magnitude(norms(L2_SQUARED), root=0.5)
+linf = _magnitude(norms(LINF))
+fpgm = _magnitude(medians)
+_squares = _magnitude(norms(L2_SQUARED))
+
+
+def bn_scale(coupling: Coupling, settings: Settings) -> Scores:
+    """|gamma| of the BatchNormalization of each channel (Liu et al. 2017, arXiv:1708.06519).
+
+    A group without one goes by l2; a warning in the log says so.
+    """
+    names = {b.node.inputs[1] for b in coupling.bound if b.node.op in NORMALIZES}
+    members = {
+        g.factor: [m for m in g.members if m.param in names]
+        for g in coupling.groups
+        if not names.isdisjoint(m.param for m in g.members)
+    }
+    parts = gather(coupling, members, norms(L1), settings.progress)
+    without = [g.name for g in coupling.groups if g.factor not in members]
+    scores = l2(coupling, settings) if without else {}
+    if without:
+        logger.warning(
+            "bn-scale: %d of %d groups have no BatchNormalization and go by l2; the first is '%s'",
+            len(without),
+            len(coupling.groups),
+            without[0],
+        )
+    for group in coupling.groups:
+        if group.factor in members:
+            values = combine(parts[group.factor], group.size, "both")
+            scores[group.factor] = scaled(values, settings.scale)
+    return scores
+
+
+def lamp(coupling: Coupling, settings: Settings) -> Scores:
+    """The square over the sum of all squares in the group that are not smaller.
+
+    Layer-adaptive magnitude (Lee et al. 2021, arXiv:2010.07611) on groups, as in DepGraph (Fang et
+    al. 2023, arXiv:2301.12900). The largest of each group has score 1: no group vanishes first.
+    """
+    found = {}
+    for factor, squares in _squares(coupling, settings).items():
+        ordered = np.sort(squares)
+        above = np.cumsum(ordered[::-1])[::-1][np.searchsorted(ordered, squares)]
+        found[factor] = squares / np.where(above > 0, above, 1)
+    return found
+
+
+def random(coupling: Coupling, settings: Settings) -> Scores:
+    """Uniform in [0, 1), for each group by its name: the baseline."""
+    return {
+        g.factor: np.random.default_rng([settings.seed, zlib.crc32(g.name.encode())]).random(g.size)
+        for g in coupling.groups
+    }
+
+
+def redundancy(coupling: Coupling, settings: Settings) -> Scores:
+    """l2, times what another channel can't stand for; see ``onnxprune.passes.score.redundancy``."""
+    scores = l2(coupling, settings)
+    for group in coupling.groups:
+        pairs = twins(coupling, group, settings.seed, TOLERANCE)
+        if pairs is not None:
+            scores[group.factor][pairs.removed] *= pairs.errors
+    return scores

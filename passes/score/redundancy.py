@@ -1,0 +1,151 @@
+"""Channels that nearly repeat each other: which one stands for which, and how to merge them.
+
+Removing a channel that another one follows costs nothing once the readers' weights of the removed
+channel are added to those of the one that stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.axes import Values
+from onnxprune.coupling import Coupling, Group
+from onnxprune.model import Array
+from onnxprune.passes.score.chains import Indices, Site, ratios
+from onnxprune.passes.score.hashing import similar_pairs
+from onnxprune.passes.score.magnitude import weights
+from onnxprune.passes.score.slices import as_float, rows
+from onnxprune.plan import Keep
+
+TOLERANCE: Final = 0.25  # relative error of a channel that another one stands for
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Channels of one group for which others stand.
+
+    Attributes:
+        removed: the channels (t,) that can go.
+        kept: the channels (t,) that stand for them; none of these is in ``removed``.
+        errors: what the kept channel's weights can't say of the removed one's (t,), relative.
+        ratios: by parameter and reading axis, how often (t,) the kept channel's weights get those
+            of the removed one.
+    """
+
+    removed: Indices
+    kept: Indices
+    errors: Values
+    ratios: Mapping[Site, Values]
+
+    def take(self, chosen: npt.NDArray[np.bool_]) -> Twins:
+        """Those of a mask (t,)."""
+        found = {site: ratio[chosen] for site, ratio in self.ratios.items()}
+        return Twins(self.removed[chosen], self.kept[chosen], self.errors[chosen], found)
+
+
+def twins(coupling: Coupling, group: Group, seed: int, tolerance: float) -> Twins | None:
+    """The channels of a group for which others can stand; None if there are none.
+
+    A mixing group has no twins: its norms see what is removed.
+
+    Args:
+        coupling: the structure of the model.
+        group: the group.
+        seed: the seed of the hash.
+        tolerance: the largest relative error of what counts as equal.
+    """
+    made = [m for m in weights(coupling, group) if not m.contracted]
+    if group.mixing or not made:
+        return None
+    sizes, pieces = np.zeros(group.size), []
+    for m in made:
+        values = as_float(coupling.model.params[m.param].read())
+        slices = rows(coupling.factors, m.layout, m.axis, values, group.factor)
+        norms = np.linalg.norm(slices, axis=1)
+        # Each member has the same say; so a channel keeps its direction when one member scales.
+        pieces.append(slices / np.where(norms > 0, norms, 1)[:, None])
+        sizes += norms / (norms.mean() or 1)
+    table = np.concatenate(pieces, axis=1, dtype=np.float32)
+    pairs = similar_pairs(table, float(np.sqrt(1 - tolerance**2)), seed)
+    standing = _standing(pairs, sizes)
+    if not standing:
+        return None
+    removed = np.array(sorted(standing))
+    kept, cosines = (np.array(c) for c in zip(*(standing[j] for j in removed), strict=True))
+    sites = ratios(coupling, group, removed, kept, tolerance)
+    every = Twins(removed, kept, np.sqrt(1 - np.square(cosines)), sites)
+    holds = [np.isfinite(ratio) for ratio in sites.values()]
+    return every.take(np.all(holds, axis=0)) if holds else None
+
+
+def _standing(pairs: list[tuple[int, int, float]], sizes: Values) -> dict[int, tuple[int, float]]:
+    """By channel the nearest larger one that nothing stands for, and the cosine."""
+    near: dict[int, list[tuple[float, int]]] = {}
+    for i, j, cosine in pairs:
+        near.setdefault(i, []).append((cosine, j))
+        near.setdefault(j, []).append((cosine, i))
+    found: dict[int, tuple[int, float]] = {}
+    rank = np.argsort(np.argsort(-sizes, kind="stable"), kind="stable")
+    for j in sorted(near, key=lambda j: rank[j]):
+        free = [(c, i) for c, i in near[j] if rank[i] < rank[j] and i not in found]
+        if free:
+            cosine, i = max(free)
+            found[j] = (i, cosine)
+    return found
+
+
+def merges(
+    coupling: Coupling, keep: Keep, seed: int = 0, tolerance: float = TOLERANCE
+) -> dict[int, Twins]:
+    """By factor the removed channels for which a kept one stands.
+
+    Args:
+        coupling: the structure of the model.
+        keep: kept indices (size,) by factor.
+        seed: the seed that the scores were made with.
+        tolerance: the largest relative error of what counts as equal.
+    """
+    found = {}
+    for group in coupling.groups:
+        mask = keep.get(group.factor)
+        if mask is None or mask.all():
+            continue
+        pairs = twins(coupling, group, seed, tolerance)
+        if pairs is None:
+            continue
+        chosen = ~mask[pairs.removed] & mask[pairs.kept]
+        if chosen.any():
+            found[group.factor] = pairs.take(chosen)
+    return found
+
+
+def merge_weights(coupling: Coupling, merged: Mapping[int, Twins]) -> dict[str, Array]:
+    """The readers' parameters, full size, with the removed channels' weights added to the kept's.
+
+    Args:
+        coupling: the structure of the model.
+        merged: what ``merges`` found.
+
+    Returns:
+        By parameter what ``shrink`` and ``verify`` take as ``values``.
+    """
+    values: dict[str, Array] = {}
+    for factor, pairs in merged.items():
+        for (param, axis), ratio in pairs.ratios.items():
+            if param not in values:
+                values[param] = as_float(coupling.model.params[param].read()).copy()
+            moved = np.moveaxis(values[param], axis, 0)
+            own = np.arange(len(moved))
+            places = rows(coupling.factors, coupling.layouts[param][axis], 0, own, factor)
+            target, source = places[pairs.kept].ravel(), places[pairs.removed].ravel()
+            times = np.repeat(ratio, places.shape[1]).reshape(-1, *[1] * (moved.ndim - 1))
+            np.add.at(moved, target, (times * moved[source]).astype(moved.dtype))
+    return {
+        name: array.astype(coupling.model.params[name].read().dtype, copy=False)
+        for name, array in values.items()
+    }

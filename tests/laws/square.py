@@ -1,0 +1,362 @@
+"""The commuting square of one node: op(prune(x)) == prune(op(x)).
+
+Nothing here uses onnxprune's own slicing or restating: it is written a second time, from the
+notation alone, so that a mistake has to be made twice to go unseen.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper
+
+from onnxprune.model import Array
+from onnxprune.notation import Axis, Fit, is_whole
+from onnxprune.rules import Row
+from tests.laws.nodes import RUNNERS, Case, attempt, one_node
+
+Mask = npt.NDArray[np.bool_]
+Masks = Mapping[str, Mask]
+Patterns = Sequence[tuple[Axis, ...] | None]
+
+RTOL = {"float64": 1e-9, "float32": 1e-5, "float16": 2e-2, "bfloat16": 5e-2}
+SINGLE = frozenset({"group"})  # attributes of one number that may be left out
+TRIES = 16
+
+# Mixing operators for which an index of this value is as good as none.
+NEUTRAL = {
+    "Hardmax": -np.inf,
+    "LogSoftmax": -np.inf,
+    "LpNormalization": 0.0,
+    "ReduceLogSumExp": -np.inf,
+    "ReduceMax": -np.inf,
+    "ReduceMin": np.inf,
+    "ReduceProd": 1.0,
+    "Softmax": -np.inf,
+}
+# Mixing operators to which it makes no difference if each index is there twice.
+MEANS = frozenset(
+    {
+        "BatchNormalization",
+        "GroupNormalization",
+        "InstanceNormalization",
+        "LayerNormalization",
+        "MeanVarianceNormalization",
+        "RMSNormalization",
+        "ReduceMean",
+        "SimplifiedLayerNormalization",
+    }
+)
+# Mixing operators whose operand speaks of what is removed: see test_pooling_and_unpooling.
+POINTERS = frozenset({"MaxUnpool"})
+
+
+class Broken(AssertionError):
+    """The square does not commute: the rule is wrong."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is kept, and the operands of the full run.
+
+    ``exact``: the results must be equal, not only their shapes.
+    """
+
+    masks: Masks
+    operands: Sequence[Array | None]
+    exact: bool = True
+
+
+def commute(case: Case, row: Row | None = None, seed: int = 0) -> int:
+    """Check the square of one case; how many results were compared.
+
+    Raises:
+        Broken: it does not commute.
+    """
+    fit = case.fit(row)
+    unknown = [x for x, size in fit.sizes.items() if size is None]
+    if unknown:
+        raise Broken(f"{case.name}: the sizes of {unknown} are unknown")
+    rng = np.random.default_rng([seed, zlib.crc32(case.name.encode())])
+    return sum(_compare(case, fit, trial) for trial in trials(case, fit, rng))
+
+
+def trials(case: Case, fit: Fit, rng: np.random.Generator) -> Iterator[Trial]:
+    """All exact letters lose indices; then the mixing ones as well, as far as a law is known."""
+    letters = free_letters(fit)
+    exact = [x for x in letters if x not in fit.mixing]
+    if exact:
+        masks = choose(exact, fit, rng)
+        yield Trial(masks, zeroed(case, fit, masks, rng))
+    if len(exact) == len(letters) or case.op in POINTERS:
+        return
+    masks = choose(letters, fit, rng)
+    if case.op in NEUTRAL:
+        operands = zeroed(case, fit, {x: masks[x] for x in exact}, rng)
+        operands[0] = neutralised(operands[0], fit, masks, NEUTRAL[case.op])
+        yield Trial(masks, operands)
+        return
+    yield Trial(masks, case.operands, exact=False)
+    if case.op in MEANS:
+        masks, twins = pairs([x for x in letters if x in fit.mixing], fit, rng)
+        if masks:
+            yield Trial(masks, doubled(case.operands, fit.operands, fit, twins))
+
+
+def _compare(case: Case, fit: Fit, trial: Trial) -> int:
+    small = pruned(case, fit, trial.masks)
+    check_shapes(case, fit, trial.masks, small)
+    full = case.with_operands(trial.operands)
+    patterns = [axes for name, axes in zip(case.node.outputs, fit.results, strict=True) if name]
+    compared = 0
+    for runner in RUNNERS:
+        before = attempt(runner, full)
+        if before is None:
+            continue
+        after = attempt(runner, small)
+        where = f"{case.name}: {runner}, where {sorted(trial.masks)} lose indices,"
+        if after is None:
+            raise Broken(f"{where} does not run the pruned node")
+        for expected, got in zip(sliced(before, patterns, fit, trial.masks), after, strict=True):
+            right = same(expected, got) if trial.exact else expected.shape == got.shape
+            if not right:
+                raise Broken(f"{where} gives something else")
+            compared += 1
+    return compared
+
+
+def free_letters(fit: Fit) -> list[str]:
+    """The letters that the rule lets go, mixing ones too."""
+    axes = chain.from_iterable(x for x in (*fit.operands, *fit.results) if x is not None)
+    letters = dict.fromkeys(x for axis in axes for term in axis for x in term)
+    return [x for x in letters if not is_whole(x) and (fit.sizes[x] or 0) > 1]
+
+
+def choose(letters: Sequence[str], fit: Fit, rng: np.random.Generator) -> dict[str, Mask]:
+    """A random strict, non-empty subset to keep of each letter.
+
+    As far as their sizes allow, no two letters keep equally many, or the same indices: a rule that
+    takes one for the other must not get away with it.
+    """
+    masks: dict[str, Mask] = {}
+    counts: set[int] = set()
+    for letter in letters:
+        size = fit.sizes[letter] or 0
+        free = [n for n in range(1, size) if n not in counts] or list(range(1, size))
+        count = int(rng.choice(free))
+        for _ in range(TRIES):
+            mask = np.isin(np.arange(size), rng.permutation(size)[:count])
+            if not any(np.array_equal(mask, other) for other in masks.values()):
+                break
+        masks[letter] = mask
+        counts.add(count)
+    return masks
+
+
+def axis_mask(axis: Axis, fit: Fit, masks: Masks) -> Mask:
+    """The kept indices of an axis: Kronecker products, concatenated."""
+    parts = []
+    for term in axis:
+        part = np.ones(1, bool)
+        for letter in term:
+            own = masks.get(letter, np.ones(fit.sizes[letter] or 0, bool))
+            part = np.kron(part, own).astype(bool)
+        parts.append(part)
+    return np.concatenate(parts)
+
+
+def sliced(values: Sequence[Array | None], patterns: Patterns, fit: Fit, masks: Masks) -> list[Any]:
+    """Every tensor without the indices that are not kept."""
+    found: list[Array | None] = []
+    for value, axes in zip(values, patterns, strict=True):
+        if value is not None and axes is not None:
+            for position, axis in enumerate(axes):
+                value = np.compress(axis_mask(axis, fit, masks), value, axis=position)
+        found.append(value)
+    return found
+
+
+def zeroed(case: Case, fit: Fit, masks: Masks, rng: np.random.Generator) -> list[Array | None]:
+    """The operands of the full run: what a contraction loses is zero in one of its operands.
+
+    A letter that stands on two axes of one operand is contracted on the later one.
+    """
+    places: dict[str, list[tuple[int, int]]] = {}
+    again = []
+    for index, axes in enumerate(fit.operands):
+        seen: set[str] = set()
+        for position, axis in enumerate(axes or ()):
+            for letter in sorted({x for term in axis for x in term} & masks.keys()):
+                if letter in seen:
+                    again.append((letter, index, position))
+                elif letter in fit.contracted:
+                    places.setdefault(letter, []).append((index, position))
+                seen.add(letter)
+    found = list(case.operands)
+    chosen = [(x, *spots[rng.integers(len(spots))]) for x, spots in places.items()]
+    for letter, index, position in (*chosen, *again):
+        axes, value = fit.operands[index], found[index]
+        assert axes is not None
+        assert value is not None
+        kept = axis_mask(axes[position], fit, {letter: masks[letter]})
+        found[index] = _filled(value, kept, position, 0)
+    return found
+
+
+def _filled(value: Array, kept: Mask, position: int, filling: float) -> Array:
+    shape = [-1 if k == position else 1 for k in range(value.ndim)]
+    if value.dtype.kind in "iu":
+        limits = np.iinfo(value.dtype)
+        filling = np.clip(filling, limits.min, limits.max)
+    elif value.dtype.kind == "b":
+        filling = filling > 0
+    return np.where(kept.reshape(shape), value, np.array(filling, value.dtype))
+
+
+def neutralised(value: Array | None, fit: Fit, masks: Masks, neutral: float) -> Array | None:
+    """The first operand, its removed indices of mixing letters without effect."""
+    axes = fit.operands[0]
+    assert axes is not None
+    assert value is not None
+    mixing = {x: mask for x, mask in masks.items() if x in fit.mixing}
+    for position, axis in enumerate(axes):
+        value = _filled(value, axis_mask(axis, fit, mixing), position, neutral)
+    return value
+
+
+def pairs(
+    letters: Sequence[str], fit: Fit, rng: np.random.Generator
+) -> tuple[dict[str, Mask], dict[str, npt.NDArray[np.int64]]]:
+    """Half of the indices of each letter of even size, and for each index its twin among them."""
+    masks, twins = {}, {}
+    for letter in letters:
+        size = fit.sizes[letter] or 0
+        if size % 2 == 0:
+            order = rng.permutation(size)
+            kept, removed = order[: size // 2], order[size // 2 :]
+            masks[letter] = np.isin(np.arange(size), kept)
+            twins[letter] = np.arange(size)
+            twins[letter][removed] = kept
+    return masks, twins
+
+
+def doubled(
+    values: Sequence[Array | None],
+    patterns: Patterns,
+    fit: Fit,
+    twins: Mapping[str, npt.NDArray[np.int64]],
+) -> list[Array | None]:
+    """Every tensor with each removed index a copy of its twin."""
+    found: list[Array | None] = []
+    for value, axes in zip(values, patterns, strict=True):
+        if value is not None and axes is not None:
+            for position, axis in enumerate(axes):
+                sources, start = [], 0
+                for term in axis:
+                    sizes = [fit.sizes[x] or 0 for x in term]
+                    grid = start + np.arange(math.prod(sizes)).reshape(sizes)
+                    start += grid.size
+                    for k, letter in enumerate(term):
+                        if letter in twins:
+                            grid = np.take(grid, twins[letter], axis=k)
+                    sources.append(grid.reshape(-1))
+                value = np.take(value, np.concatenate(sources), axis=position)
+        found.append(value)
+    return found
+
+
+def pruned(case: Case, fit: Fit, masks: Masks) -> onnx.ModelProto:
+    """The node on sliced operands, with what its clauses state restated."""
+    operands = sliced(case.operands, fit.operands, fit, masks)
+    node = onnx.NodeProto()
+    node.CopyFrom(case.proto.graph.node[0])
+    for target, axes in fit.clauses:
+        if isinstance(target, str):
+            _restate_attribute(node, target, axes, fit, masks)
+            continue
+        old = operands[target] if target < len(operands) else None
+        if old is None:  # an operand that was not given is added
+            node.input.extend([""] * (target + 1 - len(node.input)))
+            operands.extend([None] * (target + 1 - len(operands)))
+            node.input[target] = "restated"
+            _drop_attribute(node, "num_outputs")  # instead of which the operand may stand
+        sizes = _restated(None if old is None else old.tolist(), axes, fit, masks)
+        operands[target] = np.array(sizes, np.int64 if old is None else old.dtype)
+    return one_node(node, operands, case.proto.opset_import)
+
+
+def _restated(old: Sequence[int] | None, axes: Sequence[Axis], fit: Fit, masks: Masks) -> list[int]:
+    """The sizes that a clause states, of which those change that lose indices."""
+    found = []
+    for position, axis in enumerate(axes):
+        changes = not masks.keys().isdisjoint(x for term in axis for x in term)
+        if changes or old is None:
+            found.append(int(axis_mask(axis, fit, masks).sum()))
+        else:
+            found.append(int(old[position]))
+    return found
+
+
+def _restate_attribute(
+    node: onnx.NodeProto, name: str, axes: Sequence[Axis], fit: Fit, masks: Masks
+) -> None:
+    old = next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), None)
+    single = isinstance(old, int) or (old is None and name in SINGLE)
+    sizes = _restated([old] if isinstance(old, int) else old, axes, fit, masks)
+    _drop_attribute(node, name)
+    node.attribute.append(helper.make_attribute(name, sizes[0] if single else sizes))
+
+
+def _drop_attribute(node: onnx.NodeProto, name: str) -> None:
+    kept = [a for a in node.attribute if a.name != name]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+
+
+def same(expected: Array, got: Array) -> bool:
+    """Whether two results are equal up to the rounding of their type."""
+    if expected.shape != got.shape or expected.dtype != got.dtype:
+        return False
+    if expected.dtype.kind in "biuOUST":
+        return bool(np.array_equal(expected, got))
+    rtol = RTOL.get(str(expected.dtype), 0.0)
+    a, b = expected.astype(np.float64), got.astype(np.float64)
+    scale = float(np.max(np.abs(a), initial=0.0, where=np.isfinite(a)))
+    return bool(np.allclose(a, b, rtol=rtol, atol=rtol * scale, equal_nan=True))
+
+
+def check_shapes(case: Case, fit: Fit, masks: Masks, proto: onnx.ModelProto) -> None:
+    """Shape inference of the pruned node finds what the rule predicts."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        if not _infers(case.proto):
+            return
+        raise Broken(f"{case.name}: shape inference refuses the pruned node: {error}") from error
+    types = {o.name: o.type.tensor_type for o in inferred.graph.output}
+    for name, axes in zip(case.node.outputs, fit.results, strict=True):
+        if not name or axes is None or not types[name].HasField("shape"):
+            continue
+        dims = types[name].shape.dim
+        predicted = [int(axis_mask(axis, fit, masks).sum()) for axis in axes]
+        found = [d.dim_value if d.HasField("dim_value") else None for d in dims]
+        if len(found) != len(predicted) or any(
+            f not in (None, p) for f, p in zip(found, predicted, strict=True)
+        ):
+            raise Broken(f"{case.name}: inferred {found}, the rule predicts {predicted}")
+
+
+def _infers(proto: onnx.ModelProto) -> bool:
+    try:
+        onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError:
+        return False
+    return True

@@ -1,0 +1,141 @@
+"""Law 5: a planted wrong rule dies. If it lives, the cases of the commuting square are too weak."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import pytest
+
+from onnxprune.notation import parse
+from onnxprune.rules import Unprunable
+from tests.laws import cases
+from tests.laws.mutants import KINDS, meaning
+from tests.laws.nodes import Case
+from tests.laws.square import POINTERS, Broken, commute
+
+SEEDS = range(4)
+
+WRONG = [
+    # two letters change places
+    ("Transpose", "a0 a1 a2 -> a0 a1 a2"),
+    ("MatMul", "... m k, ... n k -> ... m n"),
+    ("Gemm", "m k, n k, m n -> m n"),
+    ("DepthToSpace", "n (_p c _q) h w -> n c (h _p) (w _q) | blocksize=_p"),
+    ("DepthToSpace", "n (_p _q c) h w -> n c (_p h) (w _q) | blocksize=_p"),
+    ("SpaceToDepth", "n c (h _p) (w _q) -> n (c _p _q) h w | blocksize=_p"),
+    ("Conv", "n (i g) *, (g o) i *_k, (g o) -> n (g o) * | group=g"),
+    ("ConvTranspose", "n (g i) *_x, (g o) i *_k, (g o) -> n (g o) * | group=g"),
+    ("Flatten", "a b c -> a (c b)"),
+    ("LSTM", "_s b i, _d (h _q) i, _d (h _q) h -> _s _d b h, _d b h, _d b h | hidden_size=h"),
+    ("Concat", "a0 p0 a2, a0 p1 a2 -> a0 p1+p0 a2"),
+    ("Tile", "a0 a1, ~ -> (a0 2) (2 a1)"),
+    # a binding is missing
+    ("Add", "... a, ... -> ... a"),
+    ("BatchNormalization", "n c *s, c, c, c, d -> n c *s"),
+    ("PRelu", "n c *s, * -> n c *s"),
+    ("Gather", "a0 a1, i0 -> i0 a1"),
+    ("GatherElements", "a0 a1, i0 i1 -> i0 i1"),
+    ("GridSample", "n c *, m * -> n c *"),
+    ("ConvTranspose", "n (g i) *_x, (g i) o *_k, (g p) -> n (g o) * | group=g"),
+    ("DequantizeLinear", "a0 a1 a2, b, b -> a0 a1 a2"),
+    ("InstanceNormalization", "n c *s!, d, c -> n c *s!"),
+    # what mixes, or is whole, is not said to
+    ("Softmax", "a0 a1 a2 -> a0 a1 a2"),
+    ("LayerNormalization", "a b c, c, c -> a b c, a b 1, a b 1"),
+    ("GroupNormalization", "n (g c) *s!, (g c), (g c) -> n (g c) *s! | num_groups=g"),
+    ("InstanceNormalization", "n c *s, c, c -> n c *s"),
+    ("LRN", "n c *s -> n c *s"),
+    ("ReduceMean", "a0 a1 a2, ~ -> a0 1 a2"),
+    ("CumSum", "a0 a1 a2, ~ -> a0 a1 a2"),
+    ("AveragePool", "n c *s -> n c *s"),
+    ("RoiAlign", "n c *, r _, r -> r c *"),
+    ("LSTM", "s b i, d (_q h) i, d (_q h) h -> s d b h, d b h, d b h | hidden_size=h"),
+    ("MaxPool", "n c * -> n c *_y, n c *_y"),
+    # contracted, or carried
+    ("ReduceSum", "a0 a1 a2, ~ -> a1 a2"),
+    ("Mul", "... a, ... b -> ... a"),
+    ("ArgMax", "a0 a1 a2 -> 1 a1 a2"),
+    ("Softmax", "a0 a1! a2 -> a0 b! a2"),
+    # a wrong clause, or none
+    ("Conv", "n (g i) *, (g o) i *_k, (g o) -> n (g o) *"),
+    ("GroupNormalization", "n (g c!) *s!, (g c!), (g c!) -> n (g c!) *s!"),
+    ("LSTM", "_s b i, _d (_q h) i, _d (_q h) h -> _s _d b h, _d b h, _d b h"),
+    ("Reshape", "r0 (r1 r2), ~ -> r0 r1 r2 | [1]=r0 r2 r1"),
+    ("Split", "a0 p0+p1, ~ -> a0 p0, a0 p1 | [1]=p1 p0"),
+    ("Expand", "a 1, ~ -> a b | [1]=a a"),
+    ("Slice", "a0 x1:2+a1+y1, ~ -> a0 a1 | [1]=a1 | [2]=x1+a1"),
+]
+
+
+def dies(case: Case, row: str) -> bool:
+    """Whether the square shows that the row is wrong on this case."""
+    try:
+        fit = case.fit(row)
+    except Unprunable:
+        return True
+    if meaning(case, fit) == meaning(case, case.fit()):
+        return False
+    try:
+        for seed in SEEDS:
+            commute(case, row, seed)
+    except Broken:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(("op", "row"), WRONG)
+def test_a_planted_wrong_row_dies(op: str, row: str) -> None:
+    parse(row)
+    fitting = [case for case in cases.table()[op] if fits(case, row)]
+    assert fitting, "it dies of its ranks alone: plant a better one"
+    assert any(dies(case, row) for case in fitting)
+
+
+def fits(case: Case, row: str) -> bool:
+    try:
+        case.fit(row)
+    except Unprunable:
+        return False
+    return True
+
+
+def lines(op: str) -> dict[str, list[Case]]:
+    """The cases of an operator by the line that its row gives on them."""
+    found: dict[str, list[Case]] = {}
+    for case in cases.table()[op]:
+        found.setdefault(case.line(), []).append(case)
+    return found
+
+
+def survivors(found: dict[str, list[Case]], kind: str) -> Iterator[str]:
+    """The wrong lines that no case shows to be wrong, though they say something else."""
+    for line, own in found.items():
+        for wrong in dict.fromkeys(KINDS[kind](line)):
+            if not any(dies(case, wrong) for case in own) and differs(own, wrong):
+                yield wrong
+
+
+def differs(own: Iterable[Case], wrong: str) -> bool:
+    return any(meaning(case, case.fit(wrong)) != meaning(case, case.fit()) for case in own)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"unstated"}))
+@pytest.mark.parametrize("op", sorted(cases.table().keys() - POINTERS))
+def test_every_mutant_dies(op: str, kind: str) -> None:
+    assert list(survivors(lines(op), kind)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", sorted(cases.table().keys() - POINTERS))
+def test_every_clause_is_needed(op: str) -> None:
+    """By its target: an end beyond the axis needs no restating, another one does."""
+    needed: dict[str, bool] = {}
+    for line, own in lines(op).items():
+        clauses = [x for x in line.split(" | ")[1:] if not x.startswith("macs=")]
+        for clause in clauses:
+            wrong = line.replace(f" | {clause}", "")
+            if differs(own, wrong):
+                target = clause.partition("=")[0]
+                needed[target] = needed.get(target, False) or any(dies(c, wrong) for c in own)
+    assert all(needed.values()), needed

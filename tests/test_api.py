@@ -1,0 +1,190 @@
+"""The Python interface: what it takes, what it gives back, what it refuses."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import pytest
+
+import onnxprune
+from onnxprune import api
+from onnxprune.errors import NothingToPruneError, OnnxPruneError, RuleError, VerificationError
+from onnxprune.passes.shrink import shrink
+from tests import tiny
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tiny.save(tmp_path / "m.onnx")
+
+
+def width(proto: onnx.ModelProto, name: str) -> tuple[int, ...]:
+    return next(tuple(t.dims) for t in proto.graph.initializer if t.name == name)
+
+
+def test_the_public_names_are_there() -> None:
+    for name in onnxprune.__all__:
+        assert getattr(onnxprune, name) is not None
+    assert set(onnxprune.__all__) <= set(dir(onnxprune))
+    assert onnxprune.prune is api.prune
+    assert onnxprune.__version__ == "0.1.0"
+    with pytest.raises(AttributeError, match="has no attribute 'prone'"):
+        _ = onnxprune.prone  # type: ignore[attr-defined]
+
+
+def test_importing_costs_nothing() -> None:
+    code = "import onnxprune, sys; print({'onnx', 'numpy', 'pydantic', 'rich'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_a_path_gives_a_proto(path: Path) -> None:
+    for source in (path, str(path)):
+        small, report = onnxprune.prune(source, ratio=0.5)
+        assert isinstance(small, onnx.ModelProto)
+        assert width(small, "w2") == (16, 8, 3, 3)
+        assert report.name == "m.onnx"
+        assert report.plan.model.sha256 is not None
+
+
+def test_a_proto_gives_a_proto_and_stays_as_it_is() -> None:
+    proto = tiny.net()
+    small, report = onnxprune.prune(proto, ratio=0.5)
+    assert isinstance(small, onnx.ModelProto)
+    assert width(small, "w1") == (8, 3, 3, 3)
+    assert proto == tiny.net()
+    assert report.verification is not None
+    assert report.verification.ok
+    assert report.verification.error <= 1e-5
+
+
+def test_a_graph_gives_a_graph() -> None:
+    small, _ = onnxprune.prune(gs.import_onnx(tiny.net()), ratio=0.5)
+    assert isinstance(small, gs.Graph)
+    assert small.tensors()["w1"].shape == [8, 3, 3, 3]
+
+
+@pytest.mark.parametrize("source", [42, None, {}, b""])
+def test_anything_else_is_refused(source: Any) -> None:
+    with pytest.raises(OnnxPruneError, match=r"a model is a path, an onnx\.ModelProto or a graph"):
+        onnxprune.prune(source, ratio=0.5)
+
+
+def test_the_output_is_written(path: Path) -> None:
+    target = path.with_name("small.onnx")
+    small, _ = onnxprune.prune(path, ratio=0.5, output=target)
+    assert onnx.load(target) == small
+
+
+def test_bad_outputs_are_refused(path: Path) -> None:
+    with pytest.raises(OnnxPruneError, match="is the input: give another path"):
+        onnxprune.prune(path, ratio=0.5, output=path.parent / "." / "m.onnx")
+    with pytest.raises(OnnxPruneError, match="there is no folder"):
+        onnxprune.prune(path, ratio=0.5, output=path.parent / "no" / "small.onnx")
+
+
+def test_apply_replays_a_plan(path: Path) -> None:
+    small, report = onnxprune.prune(path, macs=0.5)
+    again, replayed = onnxprune.apply(path, report.plan)
+    assert again == small
+    assert replayed.after == report.after
+    assert replayed.notes == ()
+    file = path.with_name("p.json")
+    file.write_text(report.plan.to_json())
+    assert onnxprune.apply(path, file)[0] == small
+
+
+def test_apply_says_that_the_file_is_another(path: Path) -> None:
+    _, report = onnxprune.prune(path, ratio=0.5)
+    twin = tiny.net()
+    twin.producer_name = "another"
+    _, replayed = onnxprune.apply(tiny.save(path.with_name("t.onnx"), twin), report.plan)
+    assert "the plan was made for another file, 'm.onnx'; its names fit" in replayed.notes
+
+
+def test_verify_finds_a_wrong_model(path: Path) -> None:
+    small, report = onnxprune.prune(path, ratio=0.5)
+    assert onnxprune.verify(path, small, report.plan).ok
+    small.graph.initializer[0].raw_data = bytes(len(small.graph.initializer[0].raw_data))
+    found = onnxprune.verify(path, small, report.plan)
+    assert not found.ok
+    assert found.failure is not None
+
+
+def test_a_wrong_result_is_not_given_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*arguments: Any) -> onnx.ModelProto:
+        made = shrink(*arguments)
+        made.graph.initializer[0].raw_data = bytes(len(made.graph.initializer[0].raw_data))
+        return made
+
+    monkeypatch.setattr(api, "shrink", wrong)
+    target = path.with_name("small.onnx")
+    with pytest.raises(VerificationError, match="'y'"):
+        onnxprune.prune(path, ratio=0.5, output=target)
+    assert not target.exists()
+    _, report = onnxprune.prune(path, ratio=0.5, verify=False)
+    assert report.verification is None
+    assert any("not verified" in note for note in report.notes)
+
+
+def test_real_inputs_may_be_arrays(path: Path) -> None:
+    onnxprune.prune(path, ratio=0.5, inputs={"x": np.ones((1, 3, 8, 8), np.float32)})
+
+
+def test_steps_score_again(path: Path) -> None:
+    small, report = onnxprune.prune(path, macs=0.4, steps=3)
+    assert report.settings["steps"] == 3
+    assert report.after.macs <= 0.4 * report.before.macs
+    assert onnxprune.verify(path, small, report.plan).ok
+    with pytest.raises(OnnxPruneError, match="steps is 0: it must be at least 1"):
+        onnxprune.prune(path, macs=0.4, steps=0)
+
+
+def test_progress_names_the_passes(path: Path) -> None:
+    told: list[str] = []
+    onnxprune.prune(path, ratio=0.5, progress=told.append)
+    assert told == ["load", "couple", "score", "select", "shrink", "verify"]
+
+
+def test_inspect_and_explain(path: Path) -> None:
+    found = onnxprune.inspect(path)
+    assert [row.name for row in found.groups] == ["w1:0", "w2:0"]
+    assert {row.reason for row in found.frozen}
+    assert "32 channels" in onnxprune.explain(path, "w2:0")
+    with pytest.raises(OnnxPruneError, match="did you mean 'w2:0'"):
+        onnxprune.explain(path, "W2")
+
+
+def test_a_report_is_json(path: Path) -> None:
+    _, report = onnxprune.prune(path, ratio=0.5)
+    assert '"w1:0"' in report.to_json()
+    assert report.to_json().endswith("}\n")
+    assert '"groups"' in onnxprune.inspect(path).to_json()
+
+
+def test_nothing_to_prune() -> None:
+    with pytest.raises(NothingToPruneError, match="no group that can be pruned: 'w', axis 0"):
+        onnxprune.prune(tiny.frozen(), ratio=0.5)
+
+
+def test_a_rule_can_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "_user_rules", {})
+    proto = tiny.net(activation="Wave", domain="my.domain")
+    assert [row.name for row in onnxprune.inspect(proto).groups] == ["w2:0"]
+    rules = {"my.domain::Wave": "... -> ..."}
+    assert len(onnxprune.inspect(proto, rules=rules).groups) == 2
+    onnxprune.register_rule("my.domain::Wave", "... -> ...")
+    assert len(onnxprune.inspect(proto).groups) == 2
+    with pytest.raises(RuleError, match="expected operands -> results"):
+        onnxprune.register_rule("my.domain::Wave", "nonsense")
+
+
+def test_load_and_save(path: Path) -> None:
+    model = onnxprune.load(path)
+    assert model.name == "m.onnx"
+    onnxprune.save(model.proto, path.with_name("copy.onnx"))
+    assert path.with_name("copy.onnx").read_bytes() == path.read_bytes()

@@ -1,0 +1,369 @@
+"""The command line: what it writes, prints and exits with."""
+
+import inspect
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from typer.testing import CliRunner
+
+from onnxprune import api, cli, cli_options
+from onnxprune.errors import OnnxPruneError, VerificationError
+from onnxprune.passes.score import CRITERIA
+from onnxprune.plan import read_plan
+from onnxprune.report import console, figures
+from tests import tiny
+
+HALF = ["prune", "m.onnx", "-o", "small.onnx", "--ratio", "0.5"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with m.onnx, to work in."""
+    monkeypatch.chdir(tmp_path)
+    tiny.save(tmp_path / "m.onnx")
+    return tmp_path
+
+
+def run(*arguments: str, code: int = 0) -> Any:
+    result = CliRunner().invoke(cli.app, list(arguments))
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result
+
+
+def files() -> set[str]:
+    return {path.name for path in Path().iterdir()}
+
+
+def widths(path: str) -> dict[str, tuple[int, ...]]:
+    return {t.name: tuple(t.dims) for t in onnx.load(path).graph.initializer}
+
+
+def output(path: str) -> Any:
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": np.ones((1, 3, 8, 8), np.float32)})[0]
+
+
+def test_prune_writes_a_smaller_model_and_shows_it() -> None:
+    result = run(*HALF, "--plan", "p.json", "--report", "r.json")
+    assert widths("small.onnx")["w2"] == (16, 8, 3, 3)
+    assert output("small.onnx").shape == (1, 4, 8, 8)
+    assert files() == {"m.onnx", "small.onnx", "p.json", "r.json"}
+    for shown in ("w1:0", "16 -> 8", "w2:0", "32 -> 16", "MACs", "removed", "verified", "took"):
+        assert shown in result.stdout, result.stdout
+    assert "wrote the model to small.onnx" in result.stdout
+    assert result.stderr == ""  # no progress where stderr is no terminal
+    report = json.loads(Path("r.json").read_text())
+    assert report["before"]["params"] > report["after"]["params"]
+    assert {row["name"]: row["after"] for row in report["groups"]} == {"w1:0": 8, "w2:0": 16}
+    assert read_plan(Path("p.json")).groups["w1:0"].size == 16
+
+
+def test_json_is_the_report_alone() -> None:
+    result = run(*HALF, "--report", "r.json", "--json")
+    assert result.stdout == Path("r.json").read_text()
+    assert result.stderr == ""
+
+
+def test_quiet_prints_nothing() -> None:
+    result = run(*HALF, "--quiet")
+    assert result.output == ""
+    assert files() == {"m.onnx", "small.onnx"}
+
+
+@pytest.mark.parametrize("extra", [[], ["--json"]])
+def test_a_dry_run_writes_nothing(extra: list[str]) -> None:
+    shown = run(*HALF, "--plan", "p.json", "--report", "r.json", "--dry-run", *extra).stdout
+    assert files() == {"m.onnx"}
+    assert "w2:0" in shown
+    assert extra or "dry run: nothing was written" in shown
+
+
+def test_a_plan_alone_may_be_written() -> None:
+    run("prune", "m.onnx", "--ratio", "0.5", "--plan", "p.json")
+    assert files() == {"m.onnx", "p.json"}
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_apply_replays_a_plan_to_the_byte(criterion: str) -> None:
+    run(*HALF, "--criterion", criterion, "--plan", "p.json")
+    shown = run("apply", "m.onnx", "p.json", "-o", "again.onnx", "--report", "r.json").stdout
+    assert Path("again.onnx").read_bytes() == Path("small.onnx").read_bytes()
+    assert "16 -> 8" in shown
+    assert json.loads(Path("r.json").read_text())["after"]["params"] > 0
+
+
+def test_the_same_seed_gives_the_same_files() -> None:
+    for name in "ab":
+        options = ["--criterion", "random", "--seed", "7", "--macs", "0.5", "--align", "1"]
+        run("prune", "m.onnx", "-o", f"{name}.onnx", *options, "--plan", f"{name}.json")
+    assert Path("a.onnx").read_bytes() == Path("b.onnx").read_bytes()
+    assert Path("a.json").read_bytes() == Path("b.json").read_bytes()
+
+
+def test_a_target_that_is_there_is_replaced() -> None:
+    Path("small.onnx").write_bytes(b"old")
+    run(*HALF)
+    assert widths("small.onnx")["w1"] == (8, 3, 3, 3)
+
+
+def test_verify_says_whether_it_is_the_same() -> None:
+    run(*HALF, "--plan", "p.json")
+    arguments = ["verify", "m.onnx", "small.onnx", "--plan", "p.json"]
+    assert "verified" in run(*arguments).stdout
+    found = json.loads(run(*arguments, "--json").stdout)
+    assert found["ok"]
+    assert found["error"] <= 1e-5
+    assert run(*arguments, "--quiet").output == ""
+    np.savez("i.npz", x=np.ones((2, 3, 8, 8), np.float32))
+    run(*arguments, "--inputs", "i.npz")
+
+
+@pytest.mark.parametrize("extra", [[], ["--json"], ["--quiet"]])
+def test_verify_exits_with_1_on_a_difference(extra: list[str]) -> None:
+    run(*HALF, "--plan", "p.json")
+    wrong = onnx.load("small.onnx")
+    wrong.graph.initializer[0].raw_data = bytes(len(wrong.graph.initializer[0].raw_data))
+    tiny.save(Path("small.onnx"), wrong)
+    result = run("verify", "m.onnx", "small.onnx", "--plan", "p.json", *extra, code=1)
+    assert result.stderr.startswith("onnxprune: ")
+    assert "'y'" in result.stderr
+    if "--json" in extra:
+        assert json.loads(result.stdout)["ok"] is False
+
+
+def test_a_failed_verification_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise VerificationError("output 'y' differs by 0.1")
+
+    monkeypatch.setattr(api, "run_verification", fail)
+    result = run(*HALF, "--plan", "p.json", "--report", "r.json", code=1)
+    assert result.stderr == "onnxprune: output 'y' differs by 0.1\n"
+    assert result.stdout == ""
+    assert files() == {"m.onnx"}
+    assert "not verified" in run(*HALF, "--no-verify").stdout
+
+
+@pytest.mark.parametrize(("owner", "name"), [(api, "shrink"), (Path, "replace")])
+def test_an_interrupt_leaves_nothing(
+    owner: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, name, interrupt)
+    result = run(*HALF, code=130)
+    assert result.output == "onnxprune: interrupted\n"
+    assert files() == {"m.onnx"}
+
+
+def test_lack_of_memory_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(api, "shrink", fail)
+    assert "not enough memory" in run(*HALF, code=2).stderr
+
+
+def test_inspect_shows_groups_and_what_is_frozen() -> None:
+    shown = run("inspect", "m.onnx").stdout
+    for text in ("opset", "17", "2 groups can be pruned", "w1:0", "frozen because", "graph input"):
+        assert text in shown, shown
+    found = json.loads(run("inspect", "m.onnx", "--json").stdout)
+    assert [row["name"] for row in found["groups"]] == ["w1:0", "w2:0"]
+    assert found["params"] == 16 * 27 + 16 + 32 * 16 * 9 + 4 * 32
+
+
+def test_inspect_shows_a_model_without_groups() -> None:
+    tiny.save(Path("m.onnx"), tiny.frozen())
+    assert "no group can be pruned" in run("inspect", "m.onnx").stdout
+
+
+def test_long_tables_are_cut() -> None:
+    tiny.save(Path("m.onnx"), tiny.chain(*[8] * 31))
+    assert "... and 9 more" in run("inspect", "m.onnx").stdout
+    assert "... and" not in run("inspect", "m.onnx", "--all-groups").stdout
+    assert "... and 9 more" in run(*HALF, "--no-verify").stdout
+    assert "... and" not in run(*HALF, "--no-verify", "--all-groups").stdout
+
+
+def test_the_largest_groups_come_first() -> None:
+    tiny.save(Path("m.onnx"), tiny.chain(8, 4, 32, 32, 8))
+    shown = run(*HALF).stdout
+    places = [shown.index(name) for name in ("w2:0", "w1:0", "w0:0")]
+    assert places == sorted(places)
+
+
+def test_names_are_printed_as_they_are() -> None:
+    proto = tiny.net()
+    for node in proto.graph.node:
+        node.input[:] = [name.replace("w2", "[red]:smile:w2") for name in node.input]
+    for tensor in proto.graph.initializer:
+        tensor.name = tensor.name.replace("w2", "[red]:smile:w2")
+    tiny.save(Path("m.onnx"), proto)
+    assert "[red]:smile:w2:0" in run("inspect", "m.onnx").stdout
+    assert "[red]:smile:w2" in run("explain", "m.onnx", "[red]:smile:w2:0").stdout
+
+
+def test_explain_tells_of_groups_values_and_axes() -> None:
+    assert "w2, axis 1 (contracted)" in run("explain", "m.onnx", "w1:0").stdout
+    assert "group w1:0" in run("explain", "m.onnx", "r1").stdout
+    assert "it is an axis of a graph input" in run("explain", "m.onnx", "x:1").stdout
+    assert "graph output" in run("explain", "m.onnx", "y:1").stdout
+
+
+def test_a_rule_can_be_given() -> None:
+    tiny.save(Path("m.onnx"), tiny.net(activation="Wave", domain="my.domain"))
+    found = json.loads(run("inspect", "m.onnx", "--json").stdout)
+    assert "my.domain::Wave" in found["uncovered"]
+    assert "my.domain::Wave" in run("inspect", "m.onnx").stdout
+    rule = ["--rule", "my.domain::Wave=... -> ..."]
+    found = json.loads(run("inspect", "m.onnx", "--json", *rule).stdout)
+    assert len(found["groups"]) == 2
+    run(*HALF, "--no-verify", *rule)
+    assert widths("small.onnx")["w1"] == (8, 3, 3, 3)
+    result = run(*HALF, *rule, code=2)  # ONNX Runtime does not know it either
+    assert "ONNX Runtime can't load the model" in result.stderr
+
+
+def test_patterns_are_repeatable() -> None:
+    run(*HALF, "--include", "w1*", "--include", "nothing*", "--no-verify")
+    assert widths("small.onnx")["w2"] == (32, 8, 3, 3)
+    run(*HALF, "--exclude", "w1*", "--no-verify")
+    assert widths("small.onnx")["w2"] == (16, 16, 3, 3)
+
+
+def test_ratios_by_pattern() -> None:
+    arguments = ["--scope", "per-group", "--group-ratio", "w1*=0.25", "--group-ratio", "w2*=0.5"]
+    run("prune", "m.onnx", "-o", "small.onnx", *arguments, "--no-verify")
+    assert widths("small.onnx")["w2"] == (16, 12, 3, 3)
+
+
+@pytest.mark.parametrize("option", ["--macs", "--params", "--bytes", "--peak-memory"])
+def test_budgets_reach_the_library(option: str) -> None:
+    keys = {"--bytes": "size_bytes", "--peak-memory": "peak_bytes"}
+    key = keys.get(option, option[2:])
+    arguments = ["prune", "m.onnx", "--dry-run", "--json", option, "0.7", "--align", "1"]
+    found = json.loads(run(*arguments).stdout)
+    assert found["settings"][key] == 0.7
+    assert found["after"][key] <= 0.7 * found["before"][key]
+
+
+def test_every_choice_of_the_library_has_an_option() -> None:
+    keywords = {
+        name
+        for name, parameter in inspect.signature(api.prune).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    elsewhere = {"per_group", "rules", "verify", "output", "progress"}
+    assert set(cli.CHOICES) | elsewhere == keywords
+
+
+def test_the_rule_table() -> None:
+    shown = run("rules").stdout
+    assert "BatchNormalization" in shown
+    assert "operators covered" in shown
+    assert "n c *" in run("rules", "globalaveragepool").stdout
+    assert "computed" in run("rules", "ai.onnx::Conv").stdout
+    assert "com.microsoft::Gelu" in run("rules", "Gelu").stdout
+    missing = run("rules", "--missing").stdout
+    assert "NonZero" in missing
+    assert "it picks at run time" in missing
+    assert "BatchNormalization" not in missing
+    rows = json.loads(run("rules", "NonZero", "--json").stdout)
+    assert [(row["op"], row["state"]) for row in rows] == [("NonZero", "frozen")]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("0.5", 0.5),
+        (".5", 0.5),
+        ("1", 1),
+        ("2000000", 2e6),
+        ("2MB", 2e6),
+        ("2 mb", 2e6),
+        ("512KiB", 512 * 1024),
+        ("1.5GB", 1.5e9),
+        ("1.5GiB", 1.5 * 2**30),
+        ("300M", 3e8),
+        ("2e9", 2e9),
+        ("100B", 100),
+    ],
+)
+def test_amounts(text: str, number: float) -> None:
+    assert cli_options.amount(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "MB", "-1", "1,5GB", "50%", "1 iB", "0x10", "inf", "nan"])
+def test_a_bad_amount_is_refused(text: str) -> None:
+    with pytest.raises(OnnxPruneError, match=r"can't be read: give a fraction such as 0\.5"):
+        cli_options.amount(text)
+
+
+@pytest.mark.parametrize("text", ["0", "0MB", "1e999"])
+def test_an_amount_of_nothing_is_refused(text: str) -> None:
+    with pytest.raises(OnnxPruneError, match="give one above 0"):
+        cli_options.amount(text)
+
+
+@pytest.mark.parametrize(
+    ("number", "count", "size"),
+    [
+        (0, "0", "0 B"),
+        (999, "999", "999 B"),
+        (1234, "1.23 k", "1.23 kB"),
+        (123456, "123 k", "123 kB"),
+        (999999, "1.00 M", "1.00 MB"),
+        (2.5e9, "2.50 G", "2.50 GB"),
+    ],
+)
+def test_figures(number: float, count: str, size: str) -> None:
+    assert figures.count(number) == count
+    assert figures.size(number) == size
+
+
+def test_progress_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with console.progress(False, 3) as tell:
+        assert tell is None
+    with console.progress(True, 3) as tell:
+        assert tell is not None
+        tell("couple")
+    assert "couple" in screen.getvalue()
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["inspect"], ["explain"], ["prune"], ["apply"], ["verify"], ["rules"]]
+)
+def test_help(command: list[str]) -> None:
+    assert "Usage: onnxprune" in run(*command, "--help").stdout.replace("root", "onnxprune")
+
+
+def test_the_version() -> None:
+    assert run("--version").stdout == "onnxprune 0.1.0\n"
+
+
+def test_python_m() -> None:
+    command = [sys.executable, "-m", "onnxprune", "inspect", "none.onnx"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "onnxprune: 'none.onnx' can't be read: No such file or directory\n"
+
+
+def test_the_command_line_starts_without_onnx() -> None:
+    code = "import onnxprune.cli, sys; print({'onnx', 'numpy', 'onnxruntime'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -1,0 +1,97 @@
+"""Laws 2, 3 and 4 of the design, for every topology of the zoo, all of its groups at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxprune.coupling import Coupling
+from onnxprune.passes.shrink import shrink
+from onnxprune.passes.verify import verify
+from onnxprune.plan import Plan, keep_of, make_plan
+from tests.zoo import support
+from tests.zoo.duplicates import duplicated, with_values
+from tests.zoo.fill import load
+
+TOLERANCE = 1e-5
+# Nothing to prune: every channel is an input or an output, or the weights are inside a loop.
+UNPRUNABLE = frozenset(
+    {"keras_jax/lstm", "keras_tensorflow/lstm", "others/skl_logreg", "others/skl_scaler_pca_mlp"}
+)
+# No channel is read by parameters alone.
+NO_DUPLICATES = frozenset({"keras_torch/lstm", "timm/nf_resnet50.dynamo"})
+
+
+@pytest.fixture(scope="module", params=support.cases())
+def name(request: pytest.FixtureRequest) -> str:
+    """A topology. The scope puts the laws of one topology beside each other."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def coupling(name: str) -> Coupling:
+    return support.structure(load(name))
+
+
+def test_every_group_is_found_or_missed_by_name(name: str, coupling: Coupling) -> None:
+    assert bool(coupling.groups) == (name not in UNPRUNABLE)
+
+
+def test_law_2_the_masked_oracle(coupling: Coupling) -> None:
+    keep = support.half(coupling)
+    verdict = verify(coupling, keep, shrink(coupling, keep))
+    assert verdict.failure is None
+    assert not verdict.blind
+    assert verdict.error <= TOLERANCE
+
+
+def test_law_3_the_duplicate_oracle(name: str, coupling: Coupling) -> None:
+    keep, values = duplicated(coupling, seed=0)
+    assert bool(keep) == (name not in UNPRUNABLE | NO_DUPLICATES)
+    small, whole = shrink(coupling, keep, values), with_values(coupling.model, values)
+    wanted = support.probes(coupling, small, whole)
+    found = support.run(small, coupling.model, wanted)
+    expected = [
+        {value: support.kept(coupling, keep, value, one[value]) for value in wanted}
+        for one in support.run(whole, coupling.model, wanted)
+    ]
+    errors = support.errors(found, expected)
+    assert errors, "nothing was compared that can tell"
+    assert {value: error for value, error in errors.items() if error > TOLERANCE} == {}
+
+
+def test_law_4_an_empty_plan_is_the_identity(coupling: Coupling) -> None:
+    nothing = {group.factor: np.ones(group.size, bool) for group in coupling.groups}
+    assert support.identical(shrink(coupling, nothing), coupling.model.proto)
+
+
+def test_law_4_a_plan_is_replayed(coupling: Coupling) -> None:
+    keep = support.half(coupling)
+    plan = make_plan(coupling, keep, "0" * 64)
+    read = Plan.model_validate_json(plan.to_json())
+    assert read == plan
+    again = support.structure(coupling.model.proto)
+    replayed = shrink(again, keep_of(read, again))
+    assert support.identical(replayed, shrink(coupling, keep))
+
+
+def test_law_4_plans_compose(coupling: Coupling) -> None:
+    first = support.half(coupling)
+    pruned = support.structure(shrink(coupling, first))
+    second = support.half(pruned, seed=1)
+    heirs = support.heirs(coupling, first, pruned)
+    both = {}
+    for factor, mask in first.items():
+        left = np.flatnonzero(mask)
+        if left.size > 1:
+            left = left[second[heirs[factor]]]
+        both[factor] = np.isin(np.arange(mask.size), left)
+    assert set(heirs.values()) == set(second), "pruning made groups that were not there"
+    twice, once = shrink(pruned, second), shrink(coupling, both)
+    if not support.identical(twice, once):  # operands patched twice: equal in effect
+        wanted = coupling.model.outputs
+        for a, b in zip(
+            *(support.run(x, coupling.model, wanted) for x in (twice, once)), strict=True
+        ):
+            for value in wanted:
+                np.testing.assert_array_equal(a[value], b[value])
