@@ -88,7 +88,9 @@ def _heads(net: _Builder, value: str, key: bool) -> str:
 
 
 def _linear(net: _Builder, value: str, inputs: int, outputs: int) -> str:
-    return net.node("Add", net.node("MatMul", value, net.weight(inputs, outputs)), net.weight(outputs))
+    return net.node(
+        "Add", net.node("MatMul", value, net.weight(inputs, outputs)), net.weight(outputs)
+    )
 
 
 Block = Callable[[_Builder, str], str]

@@ -14,6 +14,7 @@ from benchmarks.child import Report
 # What each recipe calls, in this order.
 RECIPES = {
     "structured": ("structured",),
+    "simplify": ("simplify",),
     "simplified": ("simplify", "structured"),
     "full": ("simplify", "structured", "heads"),
     "cpp": ("simplify", "structured_cpp", "heads_cpp"),

@@ -56,7 +56,8 @@ def run_onnxsim(
     output.unlink(missing_ok=True)
     arguments = [model.resolve(), output.resolve()]
     options = ["--ratio", str(ratio), "--recipe", recipe]
-    run = _run(python, "onnxsim", model.stem, arguments, options, timeout_s)
+    name = model.stem
+    run = run_child(python, "rival_onnxsim", "onnxsim", name, arguments, options, timeout_s)
     return replace(run, output=output if output.exists() and not run.error else None)
 
 
@@ -77,7 +78,8 @@ def run_torch_pruning(
     for file in (output, folder / "original.onnx"):
         file.unlink(missing_ok=True)
     options = ["--ratio", str(ratio), "--attention", attention]
-    run = _run(python, "torch", architecture, [architecture, folder.resolve()], options, timeout_s)
+    arguments = [architecture, folder.resolve()]
+    run = run_child(python, "rival_torch", "torch", architecture, arguments, options, timeout_s)
     return replace(run, output=output if output.exists() and not run.error else None)
 
 
@@ -146,17 +148,19 @@ def versions_of(python: Path, packages: Sequence[str]) -> dict[str, str]:
     return {name: installed.get(name, "not installed") for name in packages}
 
 
-def _run(
-    python: Path,
+def run_child(
+    python: Path | str,
+    module: str,
     rival: str,
     model: str,
     arguments: Sequence[str | Path],
-    options: Sequence[str],
-    timeout_s: float,
+    options: Sequence[str] = (),
+    timeout_s: float = 600,
 ) -> RivalRun:
+    """Run `benchmarks.MODULE` with its arguments, a file for its report, and its options."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        command = [python, "-m", f"benchmarks.rival_{rival}", *arguments, report, *options]
+        command = [python, "-m", f"benchmarks.{module}", *arguments, report, *options]
         usage = measure(command, timeout_s)
         told = json.loads(report.read_text("utf-8")) if report.exists() else {}
     return _rival_run(rival, model, usage, told)

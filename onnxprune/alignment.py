@@ -127,7 +127,7 @@ def _channel_axes(
             if len(axis) == 1 and len(axis[0]) > 1:
                 inner.update(_known(polynomials.of(bound.letters[axis[0][-1]])))
     unknowns = {axis: sum(1 for term, _ in axis if term) for axis in axes}
-    return sorted(axes, key=lambda axis: (unknowns[axis], -axes[axis], axis)), inner
+    return sorted(axes, key=lambda axis: (unknowns[axis], -axes[axis], len(axis), axis)), inner
 
 
 def _known(polynomial: Polynomial | None) -> list[Polynomial]:

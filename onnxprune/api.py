@@ -6,36 +6,21 @@ Graph; the others come back as a ModelProto.
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import onnx
-
-from onnxprune import cost, data, explaining, files
-from onnxprune.axes import Mask
-from onnxprune.budget import MAX_RATIO, Budget, Options, Scope, check
+from onnxprune import explaining, pipeline
+from onnxprune.budget import MAX_RATIO, Budget, Options, Scope
 from onnxprune.coupling import Coupling
-from onnxprune.errors import NothingToPruneError, OnnxPruneError, VerificationError
 from onnxprune.files import load, save
-from onnxprune.model import Array, Model
-from onnxprune.passes.couple import couple
-from onnxprune.passes.normalize import normalize
-from onnxprune.passes.score import CRITERIA, DEFAULT, MERGING, merge_weights, merges, score
-from onnxprune.passes.select import select
-from onnxprune.passes.shrink import shrink
-from onnxprune.passes.verify import Verification
-from onnxprune.passes.verify import verify as run_verification
-from onnxprune.plan import Plan, keep_of, make_plan, read_plan
+from onnxprune.passes.score import CRITERIA, DEFAULT
+from onnxprune.pipeline import Choice, Inputs, Progress, Run
+from onnxprune.plan import Plan, read_plan
 from onnxprune.results import Inspection, Report
 from onnxprune.rules import Row, stated_row
+from onnxprune.verdict import Verification
 
-Progress = Callable[[str], None]
-Inputs = str | Path | Mapping[str, Any] | None
 _user_rules: dict[str, Row] = {}
 
 
@@ -52,14 +37,21 @@ def register_rule(op: str, line: str) -> None:
     _user_rules[op] = stated_row(line)
 
 
+def _every(rules: Mapping[str, str] | None) -> dict[str, Row]:
+    return {**_user_rules, **{op: stated_row(line) for op, line in (rules or {}).items()}}
+
+
+def _plan(plan: Plan | str | Path) -> Plan:
+    return plan if isinstance(plan, Plan) else read_plan(Path(plan))
+
+
 def analyse(model: Any, rules: Mapping[str, str] | None = None) -> Coupling:
     """Load, normalize and couple.
 
     Raises:
         BadModelError: the model can't be read.
     """
-    every = {**_user_rules, **{op: stated_row(line) for op, line in (rules or {}).items()}}
-    return couple(normalize(load(model), every), every)
+    return pipeline.analyse(model, _every(rules))
 
 
 def inspect(model: Any, rules: Mapping[str, str] | None = None) -> Inspection:
@@ -74,23 +66,6 @@ def explain(model: Any, what: str, rules: Mapping[str, str] | None = None) -> st
         OnnxPruneError: the model has nothing of this name.
     """
     return explaining.explanation(analyse(model, rules), what)
-
-
-class _Clock:
-    """Seconds by pass, and the caller's progress."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self.seconds: dict[str, float] = {}
-        self.progress = progress
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Time what happens inside."""
-        if self.progress is not None:
-            self.progress(name)
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def prune(
@@ -152,167 +127,20 @@ def prune(
         OnnxPruneError: bad input, in one sentence.
         VerificationError: the result differs from the masked original.
     """
-    clock = _Clock(progress)
-    target = _target(model, output)
-    budget = Budget(
-        ratio=ratio, macs=macs, params=params, size_bytes=size_bytes, peak_bytes=peak_bytes
+    budget = Budget(ratio, macs, params, size_bytes, peak_bytes)
+    options = Options(
+        scope,
+        align,
+        min_channels,
+        max_ratio,
+        tuple(include),
+        tuple(exclude),
+        exact_only,
+        per_group,
     )
-    chosen = Options(
-        scope=scope,
-        align=align,
-        min_channels=min_channels,
-        max_ratio=max_ratio,
-        include=tuple(include),
-        exclude=tuple(exclude),
-        exact_only=exact_only,
-        per_group=per_group,
-    )
-    check(budget, chosen)
-    with clock.step("load"):
-        loaded = load(model)
-    with clock.step("couple"):
-        coupling = analyse(loaded, rules)
-    if not coupling.groups:
-        raise NothingToPruneError(explaining.nothing_to_prune(coupling))
-    keep, notes = _choose(coupling, budget, chosen, criterion, steps, seed, rules, clock)
-    settings = {
-        **{k: v for k, v in vars(budget).items() if v is not None},
-        **vars(chosen),
-        "criterion": criterion,
-        "steps": steps,
-        "seed": seed,
-    }
-    plan = make_plan(coupling, keep, _digest(model), seed if criterion in MERGING else None)
-    return _finish(model, coupling, keep, plan, settings, notes, verify, inputs, target, clock)
-
-
-def _target(source: Any, output: str | Path | None) -> Path | None:
-    """Where to write to.
-
-    Raises:
-        OnnxPruneError: it is the input, or its folder is not there.
-    """
-    if output is None:
-        return None
-    target = Path(output)
-    if isinstance(source, str | os.PathLike) and target.resolve() == Path(source).resolve():
-        raise OnnxPruneError(f"the output '{target}' is the input: give another path")
-    if not target.parent.is_dir():
-        raise OnnxPruneError(f"'{target}' can't be written: there is no folder '{target.parent}'")
-    return target
-
-
-def _choose(
-    coupling: Coupling,
-    budget: Budget,
-    options: Options,
-    criterion: str,
-    steps: int,
-    seed: int,
-    rules: Mapping[str, str] | None,
-    clock: _Clock,
-) -> tuple[dict[int, Mask], list[str]]:
-    """Score and select, in one step or several; masks by factor of the first coupling."""
-    if steps < 1:
-        raise OnnxPruneError(f"steps is {steps}: it must be at least 1")
-    keep: dict[int, Mask] = {g.factor: np.ones(g.size, bool) for g in coupling.groups}
-    notes: list[str] = []
-    current = coupling
-    for step in range(1, steps + 1):
-        if step > 1:
-            smaller = load(shrink(coupling, keep), folder=coupling.model.folder)
-            current = analyse(smaller, rules)
-        with clock.step("score"):
-            scores = score(current, criterion, seed=seed)
-        with clock.step("select"):
-            share = budget.at_step(step, steps, cost.cost_model(coupling).cost({}))
-            selection = select(current, scores, share, options.at_step(steps))
-        for group in coupling.groups:
-            own = current.group(group.name)
-            if own is not None and own.factor in selection.keep:
-                keep[group.factor][np.flatnonzero(keep[group.factor])] = selection.keep[own.factor]
-        notes = list(selection.limits)
-    return {factor: mask for factor, mask in keep.items() if not mask.all()}, notes
-
-
-def _finish(
-    source: Any,
-    coupling: Coupling,
-    keep: dict[int, Mask],
-    plan: Plan,
-    settings: dict[str, Any],
-    notes: list[str],
-    verify: bool,
-    inputs: Inputs,
-    target: Path | None,
-    clock: _Clock,
-) -> tuple[Any, Report]:
-    values = _merged(coupling, keep, plan)
-    with clock.step("shrink"):
-        proto = shrink(coupling, keep, values)
-    verification = None
-    if verify:
-        with clock.step("verify"):
-            verification = _proved(coupling, keep, proto, values, inputs, settings.get("seed", 0))
-    else:
-        notes = [*notes, "not verified: the proof was switched off"]
-    before, after, rows = explaining.costs(coupling, keep)
-    report = Report(
-        name=coupling.model.name,
-        settings=settings,
-        before=before,
-        after=after,
-        groups=rows,
-        verification=verification,
-        seconds=clock.seconds,
-        notes=tuple(notes),
-        plan=plan,
-    )
-    if target is not None:
-        with clock.step("write"):
-            files.save(proto, target, coupling.model.folder)
-        return _like(source, proto), report
-    return _like(source, files.with_data(proto, coupling.model.folder)), report
-
-
-def _merged(coupling: Coupling, keep: Mapping[int, Mask], plan: Plan) -> dict[str, Array] | None:
-    """The values of the parameters that take over what removed near-copies did."""
-    if plan.merge_seed is None:
-        return None
-    return merge_weights(coupling, merges(coupling, keep, plan.merge_seed))
-
-
-def _proved(
-    coupling: Coupling,
-    keep: Mapping[int, Mask],
-    proto: onnx.ModelProto,
-    values: Mapping[str, Array] | None,
-    inputs: Inputs,
-    seed: int,
-) -> Verification:
-    if isinstance(inputs, str | Path):
-        inputs = data.load_inputs(Path(inputs), coupling.model)
-    found = run_verification(coupling, keep, proto, inputs=inputs, seed=seed, values=values)
-    if not found.ok:
-        raise VerificationError(found.summary())
-    return found
-
-
-def _like(source: Any, proto: onnx.ModelProto) -> Any:
-    """The result in the kind that the caller gave."""
-    if isinstance(source, str | os.PathLike | onnx.ModelProto | Model):
-        return proto
-    import onnx_graphsurgeon as gs  # noqa: PLC0415
-
-    return gs.import_onnx(proto)
-
-
-def _digest(source: Any) -> str | None:
-    return files.sha256(Path(source)) if isinstance(source, str | os.PathLike) else None
-
-
-def _plan(plan: Plan | str | Path) -> Plan:
-    return plan if isinstance(plan, Plan) else read_plan(Path(plan))
+    choice = Choice(budget, options, criterion, steps, seed)
+    run = Run(model, _every(rules), verify, inputs, output, progress)
+    return pipeline.prune(run, choice)
 
 
 def apply(
@@ -331,18 +159,8 @@ def apply(
         BadPlanError: the plan does not fit the model.
         VerificationError: the result differs from the masked original.
     """
-    clock = _Clock(progress)
-    target = _target(model, output)
-    read = _plan(plan)
-    with clock.step("couple"):
-        coupling = analyse(model, rules)
-    keep = keep_of(read, coupling)
-    notes = []
-    digest = _digest(model)
-    if digest is not None and read.model.sha256 is not None and digest != read.model.sha256:
-        notes.append(f"the plan was made for another file, '{read.model.name}'; its names fit")
-    settings = {"plan": read.model.name}
-    return _finish(model, coupling, keep, read, settings, notes, verify, inputs, target, clock)
+    run = Run(model, _every(rules), verify, inputs, output, progress)
+    return pipeline.replay(run, _plan(plan))
 
 
 def verify(
@@ -362,16 +180,7 @@ def verify(
     Raises:
         BadPlanError: the plan does not fit the model.
     """
-    read = _plan(plan)
-    coupling = analyse(model, rules)
-    keep = keep_of(read, coupling)
-    values = _merged(coupling, keep, read)
-    if isinstance(inputs, str | Path):
-        inputs = data.load_inputs(Path(inputs), coupling.model)
-    other = load(small)
-    return run_verification(
-        coupling, keep, other.proto, inputs=inputs, seed=seed, values=values, folder=other.folder
-    )
+    return pipeline.compare(Run(model, _every(rules), inputs=inputs), small, _plan(plan), seed)
 
 
 __all__: Sequence[str] = [

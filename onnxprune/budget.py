@@ -12,6 +12,12 @@ from onnxprune.errors import BudgetError, OnnxPruneError
 
 Scope = Literal["global", "uniform", "per-group"]
 MAX_RATIO: Final = 0.9
+FLAGS: Final = {
+    "macs": ("--macs", "MACs"),
+    "params": ("--params", "parameters"),
+    "size_bytes": ("--bytes", "bytes"),
+    "peak_bytes": ("--peak-memory", "peak memory"),
+}
 
 
 @dataclass(frozen=True)
@@ -137,3 +143,19 @@ def _check_options(options: Options) -> None:
         raise OnnxPruneError(f"min_channels is {options.min_channels}: it must be at least 1")
     if not 0 < options.max_ratio <= 1:
         raise OnnxPruneError(f"max_ratio is {options.max_ratio:g}: it must be above 0, at most 1")
+
+
+def unreachable(
+    budget: Budget, options: Options, limits: Mapping[str, float], before: Cost, least: Cost
+) -> str:
+    """What can be reached of the first budget that ``least``, the lowest cost, does not meet."""
+    measure = next(m for m, limit in limits.items() if getattr(least, m) > limit)
+    flag, noun = FLAGS[measure]
+    asked, left = budget.given()[measure], getattr(least, measure)
+    share = left / getattr(before, measure)
+    remains = f"{share:.3g}" if asked <= 1 else f"{left}"
+    return (
+        f"{flag} {asked:g}: at most {100 - 100 * share:.1f} % of the {noun} can go, {remains} "
+        f"remains; the rest is frozen, excluded, or held by max_ratio {options.max_ratio:g}, "
+        f"min_channels {options.min_channels} and align {options.align}"
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import onnx
 from onnx import helper
@@ -20,6 +20,7 @@ from onnxprune.model import Model, Node, captures, operator
 from onnxprune.rules import RENAMES
 from onnxprune.shapes import stored
 
+LISTED_BELOW: Final = 4  # IR versions below it list every initializer as an input
 Use = tuple[str, int]  # a node's first output, and the operand's position
 
 
@@ -177,11 +178,16 @@ class Edits:
                 proto.graph.initializer.append(tensor)
             else:
                 proto.graph.initializer.append(wish.make(name))
-        proto.graph.initializer.extend(t for name, t in self.added.items() if name in used)
+        added = [tensor for name, tensor in self.added.items() if name in used]
+        proto.graph.initializer.extend(added)
         gone = before - used
         inputs = [v for v in proto.graph.input if v.name not in gone or v.name in self.model.inputs]
         del proto.graph.input[:]
         proto.graph.input.extend(inputs)
+        if proto.ir_version < LISTED_BELOW:
+            for tensor in added:
+                kind = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+                proto.graph.input.append(kind)
 
 
 def _constant_node(raw: onnx.NodeProto, value: onnx.TensorProto) -> onnx.NodeProto:

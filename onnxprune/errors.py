@@ -1,4 +1,4 @@
-"""Every error that a user can meet. Each message is one sentence: where, what was found, what to do."""
+"""Every error that a user can meet; its message is one sentence: where, what, what to do."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def load(source: Any, name: str | None = None, folder: Path | None = None) -> Mo
     elif isinstance(source, onnx.ModelProto):
         proto = source
     else:
-        import onnx_graphsurgeon as gs  # noqa: PLC0415  (0.3 s that most callers don't need)
+        import onnx_graphsurgeon as gs
 
         if not isinstance(source, gs.Graph):
             raise OnnxPruneError(
@@ -211,7 +211,7 @@ def copy_field(message: Any, name: str, value: Any) -> None:
         getattr(message, name).CopyFrom(value)
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it."""
     mode = path.stat().st_mode if path.exists() else 0o666 & ~_umask()
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent or Path())

@@ -82,6 +82,11 @@ def _solve(axis: Axis, size: int, sizes: dict[str, int | None], line: str) -> bo
     return True
 
 
+def _is_broadcast(axis: Axis) -> bool:
+    """Whether the axis is one of ``...``; such an axis may have size 1 for any size."""
+    return any(letter[0] == "." for letter in axis[0])
+
+
 def _sizes(
     axes: Sequence[tuple[Axis, int | None]], known: Mapping[str, int], line: str
 ) -> dict[str, int | None]:
@@ -93,15 +98,16 @@ def _sizes(
             if letter[0] == "." and size is not None:
                 sizes[letter] = max(size, sizes[letter] or 1) if size else 0
     for axis, size in axes:
-        if size is None and axis[0] and axis[0][0][0] == "." and sizes[axis[0][0]] == 1:
+        if size is None and _is_broadcast(axis) and sizes[axis[0][0]] == 1:
             sizes[axis[0][0]] = None  # it may be 1 or anything else at run time
     pending = [(axis, size) for axis, size in axes if size is not None]
-    while sum(_solve(axis, size, sizes, line) for axis, size in pending):
+    solvable = [(axis, size) for axis, size in pending if not _is_broadcast(axis)]
+    while sum(_solve(axis, size, sizes, line) for axis, size in solvable):
         pass
     for axis, size in pending:
         terms = [_term_size(term, sizes) for term in axis]
-        broadcast = size == 1 and len(axis) == 1 and all(x[0] == "." for x in axis[0])
-        if None not in terms and sum(t or 0 for t in terms) != size and not broadcast:
+        one = size == 1 and _is_broadcast(axis)
+        if None not in terms and sum(t or 0 for t in terms) != size and not one:
             raise RuleError(f"rule '{line}': an axis of size {size} does not fit {_spelled(axis)}")
     return sizes
 
@@ -164,8 +170,8 @@ def fit(
     contracted = frozenset(x for x in _letters(left) - _letters(right) if not is_whole(x))
     clauses = tuple((c.target, _clause(c.axes, sizes, widths, line)) for c in rule.clauses)
     macs = _expanded_macs(rule.macs, sizes, line) if rule.macs else ()
-    mixing = frozenset(x for x in rule.mixing if sizes.get(x) != 1)
-    mixing |= frozenset(x for x in sizes if x.rpartition(".")[0] in rule.mixing)
+    marked = (x for x, n in sizes.items() if n != 1 and {x, x.rpartition(".")[0]} & rule.mixing)
+    mixing = frozenset(marked)
     return Fit(left, right, sizes, mixing, contracted, clauses, macs)
 
 

@@ -17,7 +17,7 @@ from onnxprune.coupling import Coupling
 from onnxprune.model import Array, Node
 from onnxprune.oracle import FLOATS, masked
 from onnxprune.plan import Keep
-from onnxprune.rules.tables import ORDERING
+from onnxprune.rules.tables import ORDERING, ROUNDS_AT
 from onnxprune.widen import widen, widened
 
 Results = dict[str, Any]
@@ -128,6 +128,11 @@ class Pair:
             if jumps and any(name in common and self.is_float(name) for name in node.inputs):
                 found.append(node)
         return found
+
+    def least(self, name: str) -> float:
+        """The size that a value's rounding goes by, at least; 0 where that is its own."""
+        node = self.coupling.model.producers.get(name)
+        return ROUNDS_AT.get(node.op, 0.0) if node is not None else 0.0
 
     def is_float(self, name: str) -> bool:
         """Whether a value holds floating-point numbers, as far as is known."""

@@ -2,9 +2,10 @@
 
 onnx's shape inference runs on a copy without weight data; what exporters compute with Shape,
 Gather, Concat chains is evaluated in numpy on one walk over the nodes, which infers the shapes that
-depend on such values node by node. Where a graph has dynamic sizes, all this is done for two choices of them: what differs between the two is
-dynamic, what agrees is fixed. So no symbolic arithmetic is needed, and a rule that holds in both
-holds for the structure (see ``onnxprune.rules``).
+depend on such values node by node. Where a graph has dynamic sizes, all this is done for two
+choices of them: what differs between the two is dynamic, what agrees is fixed. So no symbolic
+arithmetic is needed, and a rule that holds in both holds for the structure (see
+``onnxprune.rules``).
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from onnx import helper, numpy_helper
 from onnxprune.errors import BadModelError
 from onnxprune.model import Array, Node, Sample, operator
 from onnxprune.notation import Shape
-from onnxprune.rules.tables import REARRANGES
-from onnxprune.rules.values import evaluate, is_small
+from onnxprune.rules.tables import CONSTANTS, REARRANGES
+from onnxprune.rules.values import SIZES, evaluate, is_small
 
 # Two choices for each kind of dynamic axis: primes for what counts things, round numbers for what
 # networks halve again and again.
@@ -30,6 +31,12 @@ LENGTH: Final = (31, 37)
 EXTENT: Final = (224, 256)
 SAMPLES_1D: Final = (16000, 17920)
 USUAL: Final = (32, 48, 64, 96, 128, 160, 320, 512, 640)
+INFERENCE_ERRORS: Final = (
+    onnx.shape_inference.InferenceError,
+    onnx.defs.SchemaError,
+    RuntimeError,
+    ValueError,
+)
 
 Sizes = Mapping[str, Sequence[int]]
 
@@ -38,7 +45,7 @@ def stored(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     """The constant tensors of the main graph by value name: initializers and Constant nodes."""
     found = {tensor.name: tensor for tensor in proto.graph.initializer}
     for node in proto.graph.node:
-        if operator(node) == "Constant":
+        if operator(node) in CONSTANTS:
             for attribute in node.attribute:
                 tensor = _constant_value(attribute)
                 if tensor is not None:
@@ -94,7 +101,7 @@ def choices(proto: onnx.ModelProto) -> Iterator[list[dict[str, int]]]:
             elif whole:
                 pair = LENGTH
             else:
-                pair = SAMPLES_1D if len(symbols) == 2 else EXTENT  # noqa: PLR2004
+                pair = SAMPLES_1D if len(symbols) == 2 else EXTENT
             sizes.setdefault(symbol, pair)
     if not sizes:
         yield [{}]
@@ -141,9 +148,7 @@ def _elements(shape: Shape) -> int:
     return math.prod(n for n in shape if n is not None)
 
 
-def skeleton(
-    proto: onnx.ModelProto, constants: Mapping[str, onnx.TensorProto]
-) -> onnx.ModelProto:
+def skeleton(proto: onnx.ModelProto, constants: Mapping[str, onnx.TensorProto]) -> onnx.ModelProto:
     """A copy for shape inference: large constants are inputs, so that no weight is copied."""
     copy = onnx.ModelProto(ir_version=max(proto.ir_version, 4))
     copy.opset_import.extend(proto.opset_import)
@@ -216,7 +221,7 @@ def _complete(
 
 
 def _value(node: Node, shapes: Mapping[str, Shape], constants: Mapping[str, Array]) -> Array | None:
-    if node.op in ("Shape", "Size"):
+    if node.op in SIZES:
         return _size_of(node, shapes.get(node.inputs[0]))
     if not all(name in constants for name in node.inputs if name):
         return None
@@ -243,28 +248,25 @@ def _infer_node(
         return onnx.shape_inference.infer_node_outputs(
             schema, node.proto, types, data, opset_imports=[helper.make_opsetid("", opset)]
         )
-    except Exception:
+    except INFERENCE_ERRORS:
         return {}  # it stays unknown: whatever touches it is frozen
 
 
 def _size_of(node: Node, shape: Shape | None) -> Array | None:
+    """What a node that asks for sizes gives, where all of them are known."""
     if shape is None:
         return None
-    if node.op == "Shape":
-        shape = shape[node.attributes.get("start", 0) : node.attributes.get("end", len(shape))]
-    if any(size is None for size in shape):
-        return None
-    sizes = np.array(shape, np.int64)
-    return sizes if node.op == "Shape" else np.array(sizes.prod(), np.int64)
+    sizes = SIZES[node.op](shape, node.attributes)
+    return None if any(n is None for n in sizes.reshape(-1)) else sizes.astype(np.int64)
 
 
 def _infer(model: onnx.ModelProto) -> onnx.GraphProto:
     try:
         return onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    except Exception:
+    except INFERENCE_ERRORS:
         try:
             return onnx.shape_inference.infer_shapes(model).graph
-        except Exception as error:
+        except INFERENCE_ERRORS as error:
             reason = str(error).strip().splitlines()[0]
             raise BadModelError(f"the model contradicts itself: {reason}") from error
 

@@ -1,0 +1,1 @@
+"""The passes: one file and one public function each; import them as ``onnxprune.passes``."""

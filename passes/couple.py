@@ -159,9 +159,7 @@ class _Walk:
 class _Step:
     """Matching of one node: patterns against layouts."""
 
-    def __init__(
-        self, factors: Factors, node: Node, fit: Fit, letters: dict[str, Layout]
-    ) -> None:
+    def __init__(self, factors: Factors, node: Node, fit: Fit, letters: dict[str, Layout]) -> None:
         self.factors, self.fit, self.letters = factors, fit, letters
         self.reason = Reason("its rule can't cut this axis into factors", node.index)
         self.whole = Reason("its rule keeps this axis whole", node.index)

@@ -22,7 +22,7 @@ import numpy as np
 
 from onnxprune.alignment import Alignment, alignment
 from onnxprune.axes import Mask, Values
-from onnxprune.budget import MAX_RATIO, Budget, Options, Scope, check
+from onnxprune.budget import MAX_RATIO, Budget, Options, Scope, check, unreachable
 from onnxprune.cost import Cost, CostModel, cost_model
 from onnxprune.coupling import Coupling, Group
 from onnxprune.errors import BudgetError, NothingToPruneError
@@ -32,14 +32,9 @@ __all__ = ["MAX_RATIO", "Budget", "Options", "Scope", "Selection", "select"]
 
 CLOSE: Final = 0.98  # of a budget: what a selection uses at least, where steps allow it
 SEARCH_STEPS: Final = 40
+TRIES: Final = 32  # groups that are tried on each side of an exchange
 EPSILON: Final = 1e-9
 SPARE: Final = 0.995  # of a byte budget: the rest is for the names of copies and restated shapes
-FLAGS: Final = {
-    "macs": ("--macs", "MACs"),
-    "params": ("--params", "parameters"),
-    "size_bytes": ("--bytes", "bytes"),
-    "peak_bytes": ("--peak-memory", "peak memory"),
-}
 
 
 @dataclass(frozen=True)
@@ -252,6 +247,7 @@ def _search(
     space: _Space, goal: _Goal, rates: Values, budget: Budget, options: Options
 ) -> tuple[Values, list[str]]:
     """The counts that meet the budgets, and what kept them from using these up."""
+    before = goal.cost.cost({})
     if goal.use(space.full) <= 1:
         return space.full, ["the model is within the budget as it is"]
     rates = rates / min(rates[rates > 0], default=1.0)
@@ -261,22 +257,22 @@ def _search(
             return space.without(share)
         return space.rounded(space.full * np.maximum(1 - share * rates, 0))
 
-    if goal.use(point(1.0)) > 1:
-        raise BudgetError(_unreachable(goal, point(1.0), budget, options))
+    lowest = point(1.0)
+    if goal.use(lowest) > 1:
+        least = goal.cost.at(lowest)
+        raise BudgetError(unreachable(budget, options, goal.limits, before, least))
     low, high = 0.0, 1.0
     for _ in range(SEARCH_STEPS):
         middle = (low + high) / 2
         low, high = (low, middle) if goal.use(point(middle)) <= 1 else (middle, high)
-    found = _give_back(space, goal, point(high), rates, options.scope)
-    if goal.use(found) < CLOSE:
-        other = _take(space, goal, point(low))
-        other = _give_back(space, goal, other, rates, options.scope)
-        if goal.use(found) < goal.use(other) <= 1:
-            found = other
+    found = point(high)
+    for start in (found, _take(space, goal, point(low))):
+        found = max(found, _give_back(space, goal, start, rates, options.scope), key=goal.use)
+        if goal.use(found) >= CLOSE:
+            return found, []
+    found = _exchange(space, goal, found)
     use = goal.use(found)
-    text = (
-        f"{100 * use:.1f} % of the tightest budget is used: no step of a group fits into the rest"
-    )
+    text = f"{100 * use:.1f} % of the tightest budget is used: no step of a group fits in"
     return found, [text] if use < CLOSE else []
 
 
@@ -301,7 +297,7 @@ def _give_back(space: _Space, goal: _Goal, counts: Values, rates: Values, scope:
 
 
 def _take(space: _Space, goal: _Goal, counts: Values) -> Values:
-    """Take single steps of groups until the budgets hold.
+    """Take single steps of groups until the budgets hold; as far as that goes.
 
     A step that ends just below the budget comes first; else the lowest scores that don't end it.
     """
@@ -309,7 +305,7 @@ def _take(space: _Space, goal: _Goal, counts: Values) -> Values:
         less = space.steps.below(np.minimum(counts, space.full) - 1)
         fits = space.free & (less >= space.floors)
         if not fits.any():
-            break
+            return space.floors
         uses, worth = goal.uses(counts, less), space.means(less, counts)
         close, short = fits & (uses <= 1) & (uses >= CLOSE), fits & (uses > 1)
         if close.any() or short.any():
@@ -320,16 +316,19 @@ def _take(space: _Space, goal: _Goal, counts: Values) -> Values:
     return counts
 
 
-def _unreachable(goal: _Goal, lowest: Values, budget: Budget, options: Options) -> str:
-    """What can be reached of the first budget that can't be met."""
-    before, least = goal.cost.cost({}), goal.cost.at(lowest)
-    measure = next(m for m, limit in goal.limits.items() if getattr(least, m) > limit)
-    flag, noun = FLAGS[measure]
-    asked, left = budget.given()[measure], getattr(least, measure)
-    share = left / getattr(before, measure)
-    remains = f"{share:.3g}" if asked <= 1 else f"{left}"
-    return (
-        f"{flag} {asked:g}: at most {100 - 100 * share:.1f} % of the {noun} can go, {remains} "
-        f"remains; the rest is frozen, excluded, or held by max_ratio {options.max_ratio:g}, "
-        f"min_channels {options.min_channels} and align {options.align}"
-    )
+def _exchange(space: _Space, goal: _Goal, counts: Values) -> Values:
+    """Give one group a step back and let another pay for it, while that comes closer."""
+    use = goal.use(counts)
+    while use < CLOSE:
+        more, less = space.steps.above(counts + 1), space.steps.below(counts - 1)
+        best = counts
+        for up in np.flatnonzero(space.free & (more > counts))[:TRIES]:
+            raised = space.moved(counts, up, more[up])
+            for down in np.flatnonzero(space.free & (less >= space.floors))[:TRIES]:
+                found = space.moved(raised, down, less[down])
+                if use < goal.use(found) <= 1:
+                    best, use = found, goal.use(found)
+        if best is counts:
+            break
+        counts = best
+    return counts

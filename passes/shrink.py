@@ -24,7 +24,7 @@ from onnxprune.edits import Edits, Wish
 from onnxprune.model import Array, Node, Param
 from onnxprune.notation import Axis
 from onnxprune.plan import Keep
-from onnxprune.rules.tables import SIZES
+from onnxprune.rules.values import SIZES
 
 Kept = tuple[tuple[int, bytes], ...]  # axis and packed mask, for the axes that lose something
 
@@ -216,10 +216,13 @@ class _Shrink:
 
     def restate_value_info(self, graph: onnx.GraphProto) -> None:
         """Annotated shapes of inner values and listed initializers follow."""
+        stored = {tensor.name: tensor.dims for tensor in graph.initializer}
         for value in (*graph.value_info, *graph.input):
-            layouts = self.coupling.layouts.get(value.name, ())
             dims = value.type.tensor_type.shape.dim
-            if len(dims) != len(layouts):
+            for dim, size in zip(dims, stored.get(value.name, ()), strict=False):
+                dim.dim_value = size
+            layouts = self.coupling.layouts.get(value.name, ())
+            if value.name in stored or len(dims) != len(layouts):
                 continue
             for dim, layout in zip(dims, layouts, strict=True):
                 if not isinstance(layout, Opaque) and self._loses(layout):

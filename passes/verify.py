@@ -30,7 +30,7 @@ from onnxprune.data import check_inputs, random_inputs
 from onnxprune.model import Array, Model
 from onnxprune.pair import Pair, Results, Runner, behind, unpinned
 from onnxprune.plan import Keep
-from onnxprune.rules.tables import ORDERING, ROUNDS_AT
+from onnxprune.rules.tables import ORDERING
 from onnxprune.runtime import Feeds, RunError
 from onnxprune.verdict import Check, Verification
 
@@ -40,6 +40,7 @@ Progress = Callable[[str], None]
 RUNS: Final = 2  # dynamic axes at two sizes, or two inputs of the same size
 PORTION_BYTES: Final = 2**29  # of values inside the graph that are held at once, per model
 CHUNK: Final = 32  # values fetched at once in the search for the first that diverges
+UNKNOWN: Final = 256  # indices that an axis of unknown size is supposed to have
 FLIPS: Final = 0.01  # share of decisions on single numbers that may jump by themselves
 
 
@@ -148,22 +149,12 @@ def _all(runner: Runner, feeds: Sequence[Feeds], names: Sequence[str]) -> tuple[
     return tuple(runner(one, names) for one in feeds)
 
 
-def _least(model: Model, name: str) -> float:
-    """The size at which the operator that makes a value rounds, at least."""
-    node = model.producers.get(name)
-    return ROUNDS_AT.get(node.op, 0.0) if node is not None else 0.0
-
-
 def _check(
-    model: Model,
-    name: str,
-    found: Sequence[Results],
-    wanted: Sequence[Results],
-    limit: float,
+    pair: Pair, name: str, found: Sequence[Results], wanted: Sequence[Results], limit: float
 ) -> Check:
     values = [results[name] for results in wanted]
     pairs = zip((results[name] for results in found), values, strict=True)
-    least = _least(model, name)
+    least = pair.least(name)
     error = max(compare.relative_error(a, b, least) for a, b in pairs)
     count = sum(compare.count(value) for value in values)
     return Check(name, error, limit, count, compare.is_blind(values))
@@ -173,7 +164,7 @@ def _verdict(run: _Run, limit: float, adaptive: bool) -> Verification:
     outputs = run.model.outputs
     try:
         found = _all(run.pair.pruned(outputs), run.feeds, outputs)
-        checks = [_check(run.model, name, found, run.expected, limit) for name in outputs]
+        checks = [_check(run.pair, name, found, run.expected, limit) for name in outputs]
         inner = [c for names in _portions(run) for c in _inside(run, names, run.feeds[:1], limit)]
     except RunError as error:
         return Verification(limit, failure=f"the pruned model does not run: {error}")
@@ -201,7 +192,7 @@ def _portions(run: _Run) -> Iterator[list[str]]:
     portion: list[str] = []
     total = 0.0
     for name in names:
-        size_bytes = 4 * share * math.prod(n or 1 for n in shapes.get(name, ()))
+        size_bytes = 4 * share * math.prod(n or UNKNOWN for n in shapes.get(name, ()))
         if portion and total + size_bytes > PORTION_BYTES:
             yield portion
             portion, total = [], 0.0
@@ -235,7 +226,7 @@ def _inside(
         {name: one[alias] for name, alias in asked.items()}
         for one in _all(runner, given, list(asked.values()))
     ]
-    checks = [_check(run.model, name, found, wanted, limit) for name in names]
+    checks = [_check(run.pair, name, found, wanted, limit) for name in names]
     ordered = {name for node in deciding if node.op in ORDERING for name in node.outputs}
     for name in results:
         if name not in ordered:
@@ -320,7 +311,7 @@ def _first(run: _Run, feeds: Feeds, allowed: float) -> str | None:
         wanted, found = original(feeds, chunk), pruned({**feeds, **pins}, chunk)
         for node, name in places[start : start + CHUNK]:
             expected = pair.kept(name, wanted[name])
-            error = compare.relative_error(found[name], expected, _least(run.model, name))
+            error = compare.relative_error(found[name], expected, pair.least(name))
             if error > allowed:
                 return f"'{name}' of {node.label}: {_told(found[name], expected, error)}"
     return None
@@ -348,7 +339,7 @@ def _as_it_is(run: _Run, kind: int) -> tuple[str | None, tuple[str, ...]]:
     except RunError as error:
         return f"the pruned model does not run: {error}", ()
     for output in names:
-        check = _check(run.model, output, found, expected, compare.TOLERANCE[kind])
+        check = _check(run.pair, output, found, expected, compare.TOLERANCE[kind])
         if not check.ok:
             return f"as {name}, output '{output}' {_differs(check)}", ()
     return None, ()

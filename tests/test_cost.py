@@ -133,8 +133,8 @@ def test_only_groups_alive_above_the_limit_touch_the_peak() -> None:
 def test_a_convolution_is_counted_by_hand() -> None:
     coupling = graphs.coupled(graphs.convolutions(groups=2))
     model = cost_model(coupling)
-    # x (1, 4, 6, 6) -> 8 (6 x 6) -> 8 in 2 groups (4 x 4: pads are 0) -> 4
-    assert model.cost({}).macs == 36 * 8 * 4 * 9 + 36 * 8 * 4 + 36 * 4 * 8
+    # x (1, 4, 6, 6) -> 8 (6 x 6) -> 8 in 2 groups (4 x 4, without pads) -> 4
+    assert model.cost({}).macs == 36 * 8 * 4 * 9 + 16 * 8 * 4 * 9 + 16 * 4 * 8
 
 
 def test_a_shared_bias_is_copied_only_where_it_loses_something() -> None:
@@ -145,10 +145,10 @@ def test_a_shared_bias_is_copied_only_where_it_loses_something() -> None:
     weights = {t.name: int(np.prod(t.dims)) for t in proto.graph.initializer}
     assert model.cost({}).params == sum(weights.values())
     # 4 of the first 8 channels: its uses of b keep 4, the others keep the file's 8
-    lost = 4 * 4 * 9 + 4 * 8
+    lost = 4 * 4 * 9 + 8 * 4 * 9
     assert model.cost({first.factor: 4}).params == sum(weights.values()) - lost + 4
     both = {first.factor: 4, second.factor: 4}
-    halved = 4 * 4 * 9 + 4 * 4 + 4 * 4
+    halved = 4 * 4 * 9 + 4 * 4 * 9 + 4 * 4
     assert model.cost(both).params == halved + 4 + 4
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxprune.rules.site import Site, letters, line
+from onnxprune.rules.site import Site, Unprunable, letters, line
 
 FAR = 2**31 - 2**16  # an end beyond any size: exporters write INT32_MAX or INT64_MAX
 
@@ -30,9 +30,7 @@ def split(site: Site) -> str:
 def slice_(site: Site) -> str:
     """``a x+b+y c -> a b c``; a step that divides the axis takes one of each ``(b 2)``."""
     shape, result = site.shape(0), site.result()
-    starts, ends = site.ints("starts", 1), site.ints("ends", 2)
-    assert starts is not None
-    assert ends is not None
+    starts, ends = _bounds(site, "starts", 1), _bounds(site, "ends", 2)
     axes = site.fixed("axes", 3) or list(range(len(starts)))
     steps = site.fixed("steps", 4) or [1] * len(starts)
     names = letters(len(shape))
@@ -47,6 +45,19 @@ def slice_(site: Site) -> str:
     clauses = [f"{'starts' if 'starts' in site.node.attributes else '[1]'}={' '.join(firsts)}"]
     clauses.append(f"{'ends' if 'ends' in site.node.attributes else '[2]'}={' '.join(lasts)}")
     return line([" ".join(source), "~"], [" ".join(target)], *clauses)
+
+
+def _bounds(site: Site, name: str, operand: int) -> list[int | None]:
+    """Where the slices start or end; None where that is computed at run time."""
+    try:
+        found = site.ints(name, operand)
+    except Unprunable:
+        count = site.shape(operand)[0]
+        if count is None:
+            raise
+        return [None] * count
+    assert found is not None
+    return found
 
 
 def _cut(

@@ -160,8 +160,15 @@ _REASONS: Final = {
         "RegexFullMatch StringConcat StringNormalizer StringSplit TfIdfVectorizer"
     ),
 }
+_CLASSICAL: Final = """
+    ArrayFeatureExtractor Binarizer CastMap CategoryMapper DictVectorizer FeatureVectorizer Imputer
+    LabelEncoder LinearClassifier LinearRegressor Normalizer OneHotEncoder SVMClassifier
+    SVMRegressor Scaler TreeEnsemble TreeEnsembleClassifier TreeEnsembleRegressor ZipMap
+"""
 # Operators that no line can say, or none says yet: all axes that they touch stay whole.
-FROZEN: Final = {op: reason for reason, ops in _REASONS.items() for op in ops.split()}
+FROZEN: Final = {op: reason for reason, ops in _REASONS.items() for op in ops.split()} | {
+    f"ai.onnx.ml::{op}": "classical models have no channels" for op in _CLASSICAL.split()
+}
 
 # Operators whose kernels work on blocks of channels (NCHWc): kept counts are rounded for them.
 BLOCKED: Final = frozenset({"Conv", "ConvTranspose", "DeformConv"})
@@ -174,5 +181,5 @@ RENAMES: Final = frozenset({"Identity"})
 # Operators whose kernels round results as if these were at least so large: ONNX Runtime computes
 # a sigmoid as 0.5 + something, so that values near 0 are rounding errors of 6e-8.
 ROUNDS_AT: Final = {"Sigmoid": 0.02}
-# Operators that turn the sizes of a value into a value.
-SIZES: Final = frozenset({"Shape", "Size"})
+# Nodes that hold a constant of the file.
+CONSTANTS: Final = frozenset({"Constant"})

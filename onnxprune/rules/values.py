@@ -7,6 +7,7 @@ touches weights: results of more than ``LIMIT`` elements, and floats of more tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any, Final
@@ -15,6 +16,7 @@ import numpy as np
 from onnx import helper, numpy_helper
 
 from onnxprune.model import Array, Node
+from onnxprune.notation import Shape
 
 LIMIT: Final = 65536
 FLOAT_LIMIT: Final = 8
@@ -182,6 +184,16 @@ FOLD: Final[dict[str, Function]] = {
     "Where": lambda x, a: np.where(x[0], x[1], x[2]),
     "Xor": lambda x, a: x[0] ^ x[1],
 }
+
+# Operators that turn the sizes of a value into a value; a size that is not known gives None.
+SIZES: Final[dict[str, Callable[[Shape, Attributes], Array]]] = {
+    "Shape": lambda shape, a: np.array(shape[a.get("start", 0) : a.get("end", len(shape))], object),
+    "Size": lambda shape, a: np.array(None if None in shape else math.prod(_known(shape)), object),
+}
+
+
+def _known(shape: Shape) -> list[int]:
+    return [n for n in shape if n is not None]
 
 
 def is_small(shape: Sequence[int], dtype: Any) -> bool:

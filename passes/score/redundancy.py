@@ -13,9 +13,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.axes import Values
+from onnxprune.axes import Mask, Values
 from onnxprune.coupling import Coupling, Group
 from onnxprune.model import Array
+from onnxprune.oracle import FLOATS
 from onnxprune.passes.score.chains import Indices, Site, ratios
 from onnxprune.passes.score.hashing import similar_pairs
 from onnxprune.passes.score.magnitude import weights
@@ -48,7 +49,9 @@ class Twins:
         return Twins(self.removed[chosen], self.kept[chosen], self.errors[chosen], found)
 
 
-def twins(coupling: Coupling, group: Group, seed: int, tolerance: float) -> Twins | None:
+def twins(
+    coupling: Coupling, group: Group, seed: int, tolerance: float, keep: Mask | None = None
+) -> Twins | None:
     """The channels of a group for which others can stand; None if there are none.
 
     A mixing group has no twins: its norms see what is removed.
@@ -58,6 +61,7 @@ def twins(coupling: Coupling, group: Group, seed: int, tolerance: float) -> Twin
         group: the group.
         seed: the seed of the hash.
         tolerance: the largest relative error of what counts as equal.
+        keep: where given, the kept stand for the removed; else the larger for the smaller.
     """
     made = [m for m in weights(coupling, group) if not m.contracted]
     if group.mixing or not made:
@@ -72,27 +76,34 @@ def twins(coupling: Coupling, group: Group, seed: int, tolerance: float) -> Twin
         sizes += norms / (norms.mean() or 1)
     table = np.concatenate(pieces, axis=1, dtype=np.float32)
     pairs = similar_pairs(table, float(np.sqrt(1 - tolerance**2)), seed)
-    standing = _standing(pairs, sizes)
+    standing = _standing(pairs, sizes, keep)
     if not standing:
         return None
     removed = np.array(sorted(standing))
     kept, cosines = (np.array(c) for c in zip(*(standing[j] for j in removed), strict=True))
     sites = ratios(coupling, group, removed, kept, tolerance)
+    if not sites or any(coupling.model.params[name].dtype not in FLOATS for name, _ in sites):
+        return None
     every = Twins(removed, kept, np.sqrt(1 - np.square(cosines)), sites)
-    holds = [np.isfinite(ratio) for ratio in sites.values()]
-    return every.take(np.all(holds, axis=0)) if holds else None
+    return every.take(np.all([np.isfinite(ratio) for ratio in sites.values()], axis=0))
 
 
-def _standing(pairs: list[tuple[int, int, float]], sizes: Values) -> dict[int, tuple[int, float]]:
-    """By channel the nearest larger one that nothing stands for, and the cosine."""
+def _standing(
+    pairs: list[tuple[int, int, float]], sizes: Values, keep: Mask | None
+) -> dict[int, tuple[int, float]]:
+    """By channel the nearest one that may stand for it and has no other for itself; the cosine."""
     near: dict[int, list[tuple[float, int]]] = {}
     for i, j, cosine in pairs:
         near.setdefault(i, []).append((cosine, j))
         near.setdefault(j, []).append((cosine, i))
-    found: dict[int, tuple[int, float]] = {}
     rank = np.argsort(np.argsort(-sizes, kind="stable"), kind="stable")
+    found: dict[int, tuple[int, float]] = {}
     for j in sorted(near, key=lambda j: rank[j]):
-        free = [(c, i) for c, i in near[j] if rank[i] < rank[j] and i not in found]
+        free = [
+            (cosine, i)
+            for cosine, i in near[j]
+            if i not in found and (rank[i] < rank[j] if keep is None else keep[i] and not keep[j])
+        ]
         if free:
             cosine, i = max(free)
             found[j] = (i, cosine)
@@ -115,12 +126,9 @@ def merges(
         mask = keep.get(group.factor)
         if mask is None or mask.all():
             continue
-        pairs = twins(coupling, group, seed, tolerance)
-        if pairs is None:
-            continue
-        chosen = ~mask[pairs.removed] & mask[pairs.kept]
-        if chosen.any():
-            found[group.factor] = pairs.take(chosen)
+        pairs = twins(coupling, group, seed, tolerance, mask)
+        if pairs is not None and len(pairs.removed):
+            found[group.factor] = pairs
     return found
 
 
