@@ -13,9 +13,11 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.child import Report
@@ -35,7 +37,7 @@ class _Builder:
         self.weights: list[onnx.TensorProto] = []
         self.random = np.random.default_rng(0)
 
-    def node(self, op: str, *operands: str, **attributes: object) -> str:
+    def node(self, op: str, *operands: str, **attributes: Any) -> str:
         """Append a node; return its result."""
         result = f"v{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, operands, [result], **attributes))
@@ -50,7 +52,7 @@ class _Builder:
         """Append a shape operand; return its name."""
         return self._stored(np.array(values, np.int64))
 
-    def _stored(self, values: np.ndarray) -> str:  # type: ignore[type-arg]
+    def _stored(self, values: NDArray[Any]) -> str:
         name = f"w{len(self.weights)}"
         self.weights.append(numpy_helper.from_array(values, name))
         return name

@@ -46,7 +46,7 @@ def prune(arguments: argparse.Namespace, report: Report) -> None:
         from onnxprune.passes.shrink import shrink
         from onnxprune.passes.verify import verify
         from onnxprune.plan import make_plan
-    align = "auto" if arguments.align == "auto" else int(arguments.align)
+    align = arguments.align if arguments.align == "auto" else int(arguments.align)
     options = Options(align=align, exact_only=arguments.exact_only)
     with report.phase("load"):
         model = load(arguments.model)

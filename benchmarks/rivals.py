@@ -78,7 +78,7 @@ def run_torch_pruning(
     for file in (output, folder / "original.onnx"):
         file.unlink(missing_ok=True)
     options = ["--ratio", str(ratio), "--attention", attention]
-    arguments = [architecture, folder.resolve()]
+    arguments: list[str | Path] = [architecture, folder.resolve()]
     run = run_child(python, "rival_torch", "torch", architecture, arguments, options, timeout_s)
     return replace(run, output=output if output.exists() and not run.error else None)
 

@@ -7,6 +7,7 @@ python -m benchmarks.subjects copy FILE FILE REPORT     onnx.load and onnx.save,
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -60,4 +61,5 @@ def _copy(source: str, target: str, report_file: str) -> None:
 
 
 if __name__ == "__main__":
-    {"copy": _copy, "count": _count, "fill": _fill}[sys.argv[1]](*sys.argv[2:])
+    tasks: dict[str, Callable[..., None]] = {"copy": _copy, "count": _count, "fill": _fill}
+    tasks[sys.argv[1]](*sys.argv[2:])

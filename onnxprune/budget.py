@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Final, Literal, get_args
 
+import numpy as np
+
 from onnxprune.alignment import Align
+from onnxprune.axes import Mask, Values
 from onnxprune.cost import MEASURES, Cost
-from onnxprune.errors import BudgetError, OnnxPruneError
+from onnxprune.coupling import Coupling, Group
+from onnxprune.errors import BudgetError, NothingToPruneError, OnnxPruneError
 
 Scope = Literal["global", "uniform", "per-group"]
 MAX_RATIO: Final = 0.9
@@ -143,6 +148,51 @@ def _check_options(options: Options) -> None:
         raise OnnxPruneError(f"min_channels is {options.min_channels}: it must be at least 1")
     if not 0 < options.max_ratio <= 1:
         raise OnnxPruneError(f"max_ratio is {options.max_ratio:g}: it must be above 0, at most 1")
+
+
+def matches(coupling: Coupling, group: Group, patterns: Iterable[str]) -> str | None:
+    """The first pattern that a name of the group matches, or is."""
+    params = [coupling.model.params[member.param] for member in group.members]
+    names = {group.name, *(p.name for p in params), *(p.origin for p in params)}
+    for pattern in patterns:
+        if pattern in names or any(fnmatchcase(name, pattern) for name in names):
+            return pattern
+    return None
+
+
+def free_groups(coupling: Coupling, options: Options) -> Mask:
+    """Which groups (v,) may be pruned.
+
+    Raises:
+        NothingToPruneError: none.
+    """
+    groups = coupling.groups
+    exact = [not (options.exact_only and group.mixing) for group in groups]
+    inside = [not options.include or matches(coupling, g, options.include) for g in groups]
+    outside = [matches(coupling, group, options.exclude) is None for group in groups]
+    free: Mask = np.all(np.array([exact, inside, outside], bool), axis=0)
+    if not free.any():
+        reasons = []
+        if not any(exact):
+            reasons.append("all are mixing, and exact_only leaves those out")
+        if not any(inside):
+            reasons.append(f"none matches include: {', '.join(options.include)}")
+        if not any(outside):
+            reasons.append(f"all match exclude: {', '.join(options.exclude)}")
+        why = " and ".join(reasons) or "exact_only, include and exclude together leave none"
+        raise NothingToPruneError(
+            f"no group of '{coupling.model.name}' may be pruned: it has {len(groups)}; {why}"
+        )
+    return free
+
+
+def rates_of(coupling: Coupling, budget: Budget, options: Options) -> tuple[Values, list[str]]:
+    """The share of each group (v,) that goes; under a budget only the proportions count."""
+    rest = budget.ratio or float(options.per_group is None)
+    ratios = options.per_group or {}
+    found = [matches(coupling, group, ratios) for group in coupling.groups]
+    unused = [f"the pattern '{p}' matches no group" for p in ratios if p not in found]
+    return np.array([rest if p is None else ratios[p] for p in found]), unused
 
 
 def unreachable(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -70,7 +71,11 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line and exit."""
-    app(prog_name="onnxprune")
+    try:
+        app(prog_name="onnxprune")
+    except KeyboardInterrupt:  # before a command began
+        typer.echo("onnxprune: interrupted", err=True)
+        sys.exit(INTERRUPTED)
 
 
 def _version(wanted: bool) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import onnx
 from onnx import helper
 
-from onnxprune.files import copy_field
+from onnxprune.files import copy_fields
 from onnxprune.model import Model, Node, captures, operator
 from onnxprune.rules import RENAMES
 from onnxprune.shapes import stored
@@ -88,12 +88,8 @@ class Edits:
         in_place = self._settle()
         source = self.model.proto
         proto = onnx.ModelProto()
-        for descriptor, value in source.ListFields():
-            if descriptor.name != "graph":
-                copy_field(proto, descriptor.name, value)
-        for descriptor, value in source.graph.ListFields():
-            if descriptor.name not in ("node", "initializer"):
-                copy_field(proto.graph, descriptor.name, value)
+        copy_fields(proto, source, {"graph"})
+        copy_fields(proto.graph, source.graph, {"node", "initializer"})
         nodes = [new for raw in source.graph.node for new in self._node(raw, in_place)]
         targets = {o.name for o in source.graph.output} | _dead_ends(source.graph)
         alive = _live(targets, nodes)
@@ -192,9 +188,7 @@ class Edits:
 
 def _constant_node(raw: onnx.NodeProto, value: onnx.TensorProto) -> onnx.NodeProto:
     node = onnx.NodeProto()
-    for descriptor, own in raw.ListFields():
-        if descriptor.name != "attribute":
-            copy_field(node, descriptor.name, own)
+    copy_fields(node, raw, {"attribute"})
     node.attribute.append(helper.make_attribute("value", value))
     return node
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import external_data_helper, helper, numpy_helper
+from onnx import external_data_helper, numpy_helper
 
-from onnxprune import shapes
+from onnxprune import shapes, views
 from onnxprune.errors import BadModelError, OnnxPruneError
-from onnxprune.model import Array, Model, Node, Param, Sample, captures, operator
-from onnxprune.rules.values import is_small
+from onnxprune.model import Model, itemsize
+from onnxprune.rules import Row
 
 PROTOBUF_LIMIT: Final = 2**31 - 2**20
 INLINE_BYTES: Final = 1024  # smaller tensors stay in the protobuf
@@ -71,68 +70,19 @@ def check_proto(proto: onnx.ModelProto, name: str, folder: Path | None) -> None:
             )
 
 
-def read_tensor(tensor: onnx.TensorProto, folder: Path | None) -> Array:
-    """The values of a tensor; external data is memory-mapped, not loaded."""
-    if not shapes.is_external(tensor):
-        return numpy_helper.to_array(tensor)
-    info = external_data_helper.ExternalDataInfo(tensor)
-    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    assert folder is not None
-    where = folder / info.location
-    if itemsize_is_whole(tensor):
-        count = int(np.prod(tensor.dims, dtype=np.int64))
-        offset = int(info.offset or 0)
-        if offset + count * np.dtype(dtype).itemsize > where.stat().st_size:
-            raise BadModelError(f"'{where}' is cut short: tensor '{tensor.name}' does not fit in")
-        if count == 0:
-            return np.zeros(tuple(tensor.dims), dtype)
-        return np.memmap(where, dtype, "r", offset, tuple(tensor.dims))
-    loaded = onnx.TensorProto()
-    loaded.CopyFrom(tensor)
-    external_data_helper.load_external_data_for_tensor(loaded, str(folder))
-    return numpy_helper.to_array(loaded)
-
-
-def itemsize_is_whole(tensor: onnx.TensorProto) -> bool:
-    """Whether the elements are whole bytes (4-bit types are packed)."""
-    name = onnx.TensorProto.DataType.Name(tensor.data_type)
-    return not name.endswith(("INT4", "INT2", "4E2M1", "STRING"))
-
-
-def sort(nodes: Iterable[onnx.NodeProto], known: set[str]) -> list[onnx.NodeProto]:
-    """The nodes in topological order; those that are in order already stay as they are.
-
-    Raises:
-        BadModelError: a cycle, or an operand that nothing makes.
-    """
-    ordered, waiting = [], list(nodes)
-    available = known | {""}
-    while waiting:
-        later = []
-        for node in waiting:
-            if available.issuperset(node.input) and available.issuperset(captures(node)):
-                ordered.append(node)
-                available.update(node.output)
-            else:
-                later.append(node)
-        if len(later) == len(waiting):
-            node = later[0]
-            made = {out for other in later for out in other.output}
-            missing = [x for x in (*node.input, *captures(node)) if x not in available | made]
-            found = f"reads '{missing[0]}', which nothing makes" if missing else "is in a cycle"
-            label = f"node '{node.name or node.output[0]}' ({operator(node)})"
-            raise BadModelError(f"{label} {found}: the file is not valid")
-        waiting = later
-    return ordered
-
-
-def load(source: Any, name: str | None = None, folder: Path | None = None) -> Model:
+def load(
+    source: Any,
+    name: str | None = None,
+    folder: Path | None = None,
+    rules: Mapping[str, Row] | None = None,
+) -> Model:
     """Load a model from a path, an onnx.ModelProto or an onnx-graphsurgeon Graph.
 
     Args:
         source: the model.
         name: what reports call it; the file's or the graph's name where absent.
         folder: where the external data of a ModelProto lies.
+        rules: the user's rows by operator; they tell the shapes of custom operators, too.
 
     Raises:
         BadModelError: one sentence on what is wrong with the file.
@@ -154,39 +104,7 @@ def load(source: Any, name: str | None = None, folder: Path | None = None) -> Mo
         proto = gs.export_onnx(source)
     name = name or proto.graph.name or "model"
     check_proto(proto, name, folder)
-    return view(proto, folder, name)
-
-
-def view(proto: onnx.ModelProto, folder: Path | None, name: str) -> Model:
-    """The model of a checked protobuf: nodes, parameters, shapes."""
-    constants = shapes.stored(proto)
-    given = {i.name for i in proto.graph.input} | constants.keys()
-    given |= {tensor.values.name for tensor in proto.graph.sparse_initializer}
-    nodes: list[Node] = []
-    for raw in sort(proto.graph.node, given):
-        if raw.output and raw.output[0] in constants:
-            continue
-        index = len(nodes)
-        outer = captures(raw) if any(map(_has_body, raw.attribute)) else ()
-        nodes.append(Node(index, operator(raw), tuple(raw.input), tuple(raw.output), raw, outer))
-    params = {
-        key: Param(key, key, tuple(t.dims), t.data_type, partial(read_tensor, t, folder))
-        for key, t in constants.items()
-    }
-    small = {
-        key: param.read()
-        for key, param in params.items()
-        if is_small(param.shape, helper.tensor_dtype_to_np_dtype(param.dtype))
-    }
-    light = shapes.skeleton(proto, constants)
-    samples, dtypes = shapes.best_samples(proto, light, nodes, small)
-    stated = {key: param.shape for key, param in params.items()}
-    samples = tuple(Sample({**own.shapes, **stated}, own.constants) for own in samples)
-    return Model(proto, folder, name, tuple(nodes), params, samples, dtypes)
-
-
-def _has_body(attribute: onnx.AttributeProto) -> bool:
-    return attribute.HasField("g") or bool(attribute.graphs)
+    return views.view(proto, folder, name, rules)
 
 
 def sha256(path: Path) -> str:
@@ -201,27 +119,40 @@ def _umask() -> int:
     return mask
 
 
-def copy_field(message: Any, name: str, value: Any) -> None:
-    """Copy one field, of whatever kind, into another protobuf message."""
-    if isinstance(value, str | bytes | int | float):
-        setattr(message, name, value)
-    elif hasattr(value, "extend"):
-        getattr(message, name).extend(value)
-    else:
-        getattr(message, name).CopyFrom(value)
+def copy_fields(target: Any, source: Any, without: Collection[str]) -> None:
+    """Copy a protobuf message's fields, but for some, into another one of its kind."""
+    for descriptor, value in source.ListFields():
+        if descriptor.name in without:
+            continue
+        if isinstance(value, str | bytes | int | float):
+            setattr(target, descriptor.name, value)
+        elif hasattr(value, "extend"):
+            getattr(target, descriptor.name).extend(value)
+        else:
+            getattr(target, descriptor.name).CopyFrom(value)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it."""
-    mode = path.stat().st_mode if path.exists() else 0o666 & ~_umask()
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent or Path())
-    os.close(handle)
+    write_together({path: write})
+
+
+def write_together(writes: Mapping[Path, Callable[[Path], object]]) -> None:
+    """Fill a temporary file beside each path, in turn; rename them when all are written."""
+    temporaries: dict[Path, Path] = {}
     try:
-        write(Path(temporary))
-        Path(temporary).chmod(mode)
-        Path(temporary).replace(path)
+        for path, write in writes.items():
+            mode = path.stat().st_mode if path.exists() else 0o666 & ~_umask()
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent or Path())
+            os.close(handle)
+            temporaries[path] = Path(name)
+            write(Path(name))
+            Path(name).chmod(mode)
+        for path, temporary in temporaries.items():
+            temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
         raise
 
 
@@ -252,8 +183,12 @@ def save(proto: onnx.ModelProto, path: Path, folder: Path | None = None) -> list
             return [path]
         data = path.with_name(f"{path.name}.data")
         light = onnx.ModelProto()
-        write_atomically(data, lambda p: _write_data(proto, light, p, data.name, folder))
-        write_atomically(path, lambda p: p.write_bytes(light.SerializeToString()))
+        write_together(
+            {
+                data: lambda p: _write_data(proto, light, p, data.name, folder),
+                path: lambda p: p.write_bytes(light.SerializeToString()),
+            }
+        )
         return [path, data]
     except OSError as error:
         raise OnnxPruneError(f"'{path}' can't be written: {error.strerror}") from error
@@ -263,16 +198,13 @@ def _write_data(
     proto: onnx.ModelProto, light: onnx.ModelProto, path: Path, name: str, folder: Path | None
 ) -> None:
     """Write the larger tensors to a data file, and the model that refers to it into ``light``."""
-    for descriptor, value in proto.ListFields():
-        if descriptor.name != "graph":
-            copy_field(light, descriptor.name, value)
-    for descriptor, value in proto.graph.ListFields():
-        if descriptor.name != "initializer":
-            copy_field(light.graph, descriptor.name, value)
+    copy_fields(light, proto, {"graph"})
+    copy_fields(light.graph, proto.graph, {"initializer"})
     with path.open("wb") as file:
         for tensor in proto.graph.initializer:
-            if not shapes.is_external(tensor) and tensor.ByteSize() < INLINE_BYTES:
+            if _stays_inside(tensor):
                 light.graph.initializer.append(tensor)
+                _read_in(light.graph.initializer[-1], folder)
                 continue
             entry = light.graph.initializer.add(name=tensor.name, data_type=tensor.data_type)
             entry.dims.extend(tensor.dims)
@@ -288,28 +220,50 @@ def _write_data(
                 entry.external_data.add(key=key, value=str(value))
 
 
+def _stays_inside(tensor: onnx.TensorProto) -> bool:
+    """Whether a tensor is better off in the protobuf; strings must be."""
+    if shapes.is_external(tensor):
+        return _outside_bytes(tensor) < INLINE_BYTES
+    packed = not views.itemsize_is_whole(tensor) and not tensor.HasField("raw_data")
+    return packed or tensor.ByteSize() < INLINE_BYTES
+
+
 def _blocks(tensor: onnx.TensorProto, folder: Path | None) -> Iterator[bytes]:
     """The bytes of a tensor, a block at a time."""
     if not shapes.is_external(tensor):
         yield tensor.raw_data or numpy_helper.to_array(tensor).tobytes()
         return
-    info = external_data_helper.ExternalDataInfo(tensor)
+    info, left = external_data_helper.ExternalDataInfo(tensor), _outside_bytes(tensor)
     assert folder is not None
-    with (folder / info.location).open("rb") as file:
+    where = folder / info.location
+    with where.open("rb") as file:
         file.seek(int(info.offset or 0))
-        left = int(info.length) if info.length else (folder / info.location).stat().st_size
         while left > 0 and (block := file.read(min(left, BLOCK_BYTES))):
             left -= len(block)
             yield block
+    if left > 0:
+        raise BadModelError(f"'{where}' is cut short: tensor '{tensor.name}' does not fit in")
+
+
+def _outside_bytes(tensor: onnx.TensorProto) -> int:
+    """How many bytes a tensor has in another file; onnx lets the length be left out."""
+    stated = external_data_helper.ExternalDataInfo(tensor).length
+    size: float = math.prod(tensor.dims) * itemsize(tensor.data_type)
+    return math.ceil(size) if stated is None else int(stated)
 
 
 def with_data(proto: onnx.ModelProto, folder: Path | None) -> onnx.ModelProto:
     """The model with its external tensors read in, unless they are too large for a protobuf."""
     outside = [t for t in proto.graph.initializer if shapes.is_external(t)]
-    size = sum(int(external_data_helper.ExternalDataInfo(t).length or 0) for t in outside)
-    if outside and size + proto.ByteSize() < PROTOBUF_LIMIT:
-        for tensor in outside:
-            tensor.raw_data = b"".join(_blocks(tensor, folder))
-            tensor.ClearField("external_data")
-            tensor.ClearField("data_location")
+    size = sum(map(_outside_bytes, outside))
+    for tensor in outside if outside and size + proto.ByteSize() < PROTOBUF_LIMIT else ():
+        _read_in(tensor, folder)
     return proto
+
+
+def _read_in(tensor: onnx.TensorProto, folder: Path | None) -> None:
+    """Put a tensor's data into its protobuf, if it lies outside."""
+    if shapes.is_external(tensor):
+        tensor.raw_data = b"".join(_blocks(tensor, folder))
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")

@@ -175,6 +175,43 @@ def fit(
     return Fit(left, right, sizes, mixing, contracted, clauses, macs)
 
 
+def result_shapes(
+    line: str, operand_shapes: Sequence[Shape | None], attributes: Mapping[str, int]
+) -> tuple[Shape | None, ...]:
+    """What a row says of the results' shapes; None where it leaves the rank open.
+
+    Args:
+        line: the row.
+        operand_shapes: a shape an operand; None where it is absent or unknown.
+        attributes: values of the node's integer attributes that a clause may name.
+
+    Raises:
+        RuleError: ranks or sizes contradict the row.
+    """
+    rule = parse(line)
+    widths: dict[str, int] = {}
+    operands = tuple(_patterns(rule.operands, operand_shapes, line, widths))
+    pairs: list[tuple[Axis, int | None]] = []
+    for axes, shape in zip(operands, operand_shapes, strict=True):
+        pairs.extend(zip(axes or (), shape or (), strict=bool(axes)))
+    sizes = _sizes(pairs, {**rule.numbers, **_stated(rule, attributes)}, line)
+    widths["..."] = len({x for x in sizes if x[0] == "."})
+    return tuple(_made(pattern, widths, sizes, line) for pattern in rule.results)
+
+
+def _made(
+    pattern: Operand | None, widths: dict[str, int], sizes: Mapping[str, int | None], line: str
+) -> Shape | None:
+    if pattern is None or any(isinstance(a, Spread) and a.name not in widths for a in pattern):
+        return None
+    rank = sum(widths[a.name] if isinstance(a, Spread) else 1 for a in pattern)
+    shape: list[int | None] = []
+    for axis in _written(pattern, rank, line, dict(widths)):
+        terms = [_term_size(term, sizes) for term in axis]
+        shape.append(None if None in terms else sum(term or 0 for term in terms))
+    return tuple(shape)
+
+
 def _stated(rule: Rule, attributes: Mapping[str, int]) -> dict[str, int]:
     """The sizes of letters that attributes state alone: ``group=g``."""
     found = {}

@@ -123,7 +123,7 @@ def analyse(model: Any, rules: Rules, folder: Path | None = None) -> Coupling:
     Raises:
         BadModelError: the model can't be read.
     """
-    return couple(normalize(files.load(model, folder=folder), rules), rules)
+    return couple(normalize(files.load(model, folder=folder, rules=rules), rules), rules)
 
 
 def prune(run: Run, choice: Choice) -> tuple[Any, Report]:
@@ -131,7 +131,7 @@ def prune(run: Run, choice: Choice) -> tuple[Any, Report]:
     target = run.target()
     check(choice.budget, choice.options)
     with run.step("load"):
-        loaded = files.load(run.source)
+        loaded = files.load(run.source, rules=run.rules)
     with run.step("couple"):
         coupling = analyse(loaded, run.rules)
     if not coupling.groups:
@@ -159,7 +159,7 @@ def compare(run: Run, small: Any, plan: Plan, seed: int) -> Verification:
     """Prove a pruned model that is there already."""
     coupling = analyse(run.source, run.rules)
     keep = keep_of(plan, coupling)
-    other = files.load(small)
+    other = files.load(small, rules=run.rules)
     return verify(
         coupling,
         keep,

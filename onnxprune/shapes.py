@@ -21,7 +21,8 @@ from onnx import helper, numpy_helper
 from onnxprune.errors import BadModelError
 from onnxprune.model import Array, Node, Sample, operator
 from onnxprune.notation import Shape
-from onnxprune.rules.tables import CONSTANTS, REARRANGES
+from onnxprune.rules import Row, made_shapes
+from onnxprune.rules.tables import CONSTANTS, REARRANGES, SAME_SHAPE
 from onnxprune.rules.values import SIZES, evaluate, is_small
 
 # Two choices for each kind of dynamic axis: primes for what counts things, round numbers for what
@@ -118,11 +119,12 @@ def best_samples(
     light: onnx.ModelProto,
     nodes: Sequence[Node],
     constants: Mapping[str, Array],
+    rules: Mapping[str, Row],
 ) -> tuple[tuple[Sample, ...], dict[str, int]]:
     """Samples for the first choice of dynamic sizes that leaves no shape unknown, else the best."""
     fewest, best = None, None
     for pair in choices(proto):
-        found = [sample(light, nodes, constants, sizes) for sizes in pair]
+        found = [sample(light, nodes, constants, sizes, rules) for sizes in pair]
         misfits = sum(_misfits(nodes, own.shapes) for own, _ in found)
         if fewest is None or misfits < fewest:
             fewest, best = misfits, found
@@ -198,6 +200,7 @@ def _complete(
     constants: dict[str, Array],
     dtypes: dict[str, int],
     opset: int,
+    rules: Mapping[str, Row],
 ) -> None:
     """One walk in topological order: small values, and the shapes that depend on them.
 
@@ -213,7 +216,7 @@ def _complete(
                 dtypes[node.outputs[0]] = helper.np_dtype_to_tensor_dtype(value.dtype)
                 continue
         if any(name and None in shapes.get(name, (None,)) for name in node.outputs):
-            found, kinds = _shapes_of(_infer_node(node, shapes, constants, dtypes, opset))
+            found, kinds = _results(node, shapes, constants, dtypes, opset, rules)
             for name, shape in found.items():
                 old = shapes.get(name, (None,) * len(shape))
                 shapes[name] = tuple(x if y is None else y for x, y in zip(shape, old, strict=True))
@@ -228,6 +231,26 @@ def _value(node: Node, shapes: Mapping[str, Shape], constants: Mapping[str, Arra
     return evaluate(node, [constants[name] if name else None for name in node.inputs])
 
 
+def _results(
+    node: Node,
+    shapes: Mapping[str, Shape],
+    constants: Mapping[str, Array],
+    dtypes: Mapping[str, int],
+    opset: int,
+    rules: Mapping[str, Row],
+) -> tuple[dict[str, Shape], dict[str, int]]:
+    """Shapes and element types of a node's results, as onnx or the operator's row knows them."""
+    first = node.inputs[0] if node.inputs else ""
+    kind = dtypes.get(first, onnx.TensorProto.FLOAT)
+    if node.op in SAME_SHAPE and first in shapes:
+        return {node.outputs[0]: shapes[first]}, {node.outputs[0]: kind}
+    if node.proto.domain in ("", "ai.onnx"):
+        return _shapes_of(_infer_node(node, shapes, constants, dtypes, opset))
+    made = made_shapes(node, [shapes.get(name) for name in node.inputs], rules)
+    known = {name: own for name, own in zip(node.outputs, made, strict=False) if own is not None}
+    return known, dict.fromkeys(known, kind)
+
+
 def _infer_node(
     node: Node,
     shapes: Mapping[str, Shape],
@@ -235,11 +258,9 @@ def _infer_node(
     dtypes: Mapping[str, int],
     opset: int,
 ) -> Mapping[str, onnx.TypeProto]:
-    """onnx's inference of one node; nothing where an operand or the operator is not known."""
+    """onnx's inference of one node; nothing where an operand is not known."""
     read = {name for name in node.inputs if name}
-    if node.proto.domain not in ("", "ai.onnx") or not all(
-        name in shapes and name in dtypes for name in read
-    ):
+    if not all(name in shapes and name in dtypes for name in read):
         return {}
     types = {name: helper.make_tensor_type_proto(dtypes[name], shapes[name]) for name in read}
     data = {name: numpy_helper.from_array(constants[name]) for name in read if name in constants}
@@ -284,6 +305,7 @@ def sample(
     nodes: Sequence[Node],
     constants: Mapping[str, Array],
     sizes: Mapping[str, int],
+    rules: Mapping[str, Row],
 ) -> tuple[Sample, dict[str, int]]:
     """Shapes, small values and element types for one choice of the dynamic sizes.
 
@@ -292,6 +314,7 @@ def sample(
         nodes: the graph's nodes in topological order.
         constants: the small constants of the file by value name.
         sizes: the size of every dynamic symbol.
+        rules: the user's rows by operator.
 
     Raises:
         BadModelError: onnx's shape inference finds that the graph contradicts itself.
@@ -309,5 +332,5 @@ def sample(
         dtypes[tensor.name] = tensor.data_type
     values = dict(constants)
     opset = max(o.version for o in light.opset_import if o.domain in ("", "ai.onnx"))
-    _complete(nodes, shapes, values, dtypes, opset)
+    _complete(nodes, shapes, values, dtypes, opset, rules)
     return Sample(shapes, values), dtypes

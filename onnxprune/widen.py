@@ -16,8 +16,8 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from onnxprune.compare import HALF
-from onnxprune.files import read_tensor
 from onnxprune.model import Array
+from onnxprune.views import read_tensor
 
 TYPES: Final = frozenset({"to", "dtype", "output_dtype"})  # attributes that name an element type
 

@@ -5,7 +5,7 @@ the scope ``global`` a threshold for all scores, with ``uniform`` and ``per-grou
 of the groups' ratios. Both are monotone: more of it keeps less of every group, and no cost grows.
 Every point of the search is rounded to allowed counts first (``onnxprune.alignment``), so that the
 result is what was measured. Rounding makes stairs; where the search stops more than 2 % below the
-budget, single steps of groups are given back or taken until it is met.
+budget, groups are given back or pay single steps until it is met.
 
 Only groups that a budget feels are touched: for peak memory those whose channels are alive where
 more than the limit is.
@@ -13,28 +13,38 @@ more than the limit is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from heapq import heappop, heappush
 from typing import Final
 
 import numpy as np
 
 from onnxprune.alignment import Alignment, alignment
 from onnxprune.axes import Mask, Values
-from onnxprune.budget import MAX_RATIO, Budget, Options, Scope, check, unreachable
+from onnxprune.budget import (
+    MAX_RATIO,
+    Budget,
+    Options,
+    Scope,
+    check,
+    free_groups,
+    rates_of,
+    unreachable,
+)
 from onnxprune.cost import Cost, CostModel, cost_model
-from onnxprune.coupling import Coupling, Group
-from onnxprune.errors import BudgetError, NothingToPruneError
+from onnxprune.coupling import Coupling
+from onnxprune.errors import BudgetError
 from onnxprune.polynomials import Indices
 
 __all__ = ["MAX_RATIO", "Budget", "Options", "Scope", "Selection", "select"]
 
 CLOSE: Final = 0.98  # of a budget: what a selection uses at least, where steps allow it
 SEARCH_STEPS: Final = 40
-TRIES: Final = 32  # groups that are tried on each side of an exchange
+TRIES: Final = 2000  # counts looked through where single steps don't fit
 EPSILON: Final = 1e-9
 SPARE: Final = 0.995  # of a byte budget: the rest is for the names of copies and restated shapes
+Worth = Callable[[Values, Values], Values]
 
 
 @dataclass(frozen=True)
@@ -83,8 +93,8 @@ def select(
     if "size_bytes" in limits and before.size_bytes > limits["size_bytes"]:
         limits["size_bytes"] *= SPARE
     goal = _Goal(cost, limits)
-    rates, notes = _rates(coupling, budget, options)
-    free = _free(coupling, options) & (rates > 0)
+    rates, notes = rates_of(coupling, budget, options)
+    free = free_groups(coupling, options) & (rates > 0)
     if limits:
         free &= np.any([cost.touching(m, limit) for m, limit in limits.items()], axis=0)
     space = _space(coupling, scores, options, free, bool(limits))
@@ -97,63 +107,18 @@ def select(
         if whole:
             notes.append(f"{whole} groups stay whole: no smaller aligned count is as near")
     masks = {
-        group.factor: _best(scores[group.factor], int(count))
-        for group, count in zip(coupling.groups, counts, strict=True)
-        if count < group.size
+        group.factor: _best(scores[group.factor], int(kept))
+        for group, kept in zip(coupling.groups, counts, strict=True)
+        if kept < group.size
     }
     return Selection(masks, before, cost.at(counts), tuple(notes))
 
 
-def _best(scores: Values, count: int) -> Mask:
+def _best(scores: Values, kept: int) -> Mask:
     """The mask of the highest scores; of equal ones the first."""
     mask = np.zeros(len(scores), bool)
-    mask[np.argsort(-scores, kind="stable")[:count]] = True
+    mask[np.argsort(-scores, kind="stable")[:kept]] = True
     return mask
-
-
-def matches(coupling: Coupling, group: Group, patterns: Iterable[str]) -> str | None:
-    """The first pattern that a name of the group matches, or is."""
-    params = [coupling.model.params[member.param] for member in group.members]
-    names = {group.name, *(p.name for p in params), *(p.origin for p in params)}
-    for pattern in patterns:
-        if pattern in names or any(fnmatchcase(name, pattern) for name in names):
-            return pattern
-    return None
-
-
-def _free(coupling: Coupling, options: Options) -> Mask:
-    """Which groups (v,) may be pruned.
-
-    Raises:
-        NothingToPruneError: none.
-    """
-    groups = coupling.groups
-    exact = [not (options.exact_only and group.mixing) for group in groups]
-    inside = [not options.include or matches(coupling, g, options.include) for g in groups]
-    outside = [matches(coupling, group, options.exclude) is None for group in groups]
-    free: Mask = np.all(np.array([exact, inside, outside], bool), axis=0)
-    if not free.any():
-        reasons = []
-        if not any(exact):
-            reasons.append("all are mixing, and exact_only leaves those out")
-        if not any(inside):
-            reasons.append(f"none matches include: {', '.join(options.include)}")
-        if not any(outside):
-            reasons.append(f"all match exclude: {', '.join(options.exclude)}")
-        why = " and ".join(reasons) or "exact_only, include and exclude together leave none"
-        raise NothingToPruneError(
-            f"no group of '{coupling.model.name}' may be pruned: it has {len(groups)}; {why}"
-        )
-    return free
-
-
-def _rates(coupling: Coupling, budget: Budget, options: Options) -> tuple[Values, list[str]]:
-    """The share of each group (v,) that goes; under a budget only the proportions count."""
-    rest = budget.ratio or float(options.per_group is None)
-    ratios = options.per_group or {}
-    found = [matches(coupling, group, ratios) for group in coupling.groups]
-    unused = [f"the pattern '{p}' matches no group" for p in ratios if p not in found]
-    return np.array([rest if p is None else ratios[p] for p in found]), unused
 
 
 @dataclass(frozen=True)
@@ -183,12 +148,12 @@ class _Space:
     def without(self, share: float) -> Values:
         """What is left without this share of all indices, those with the lowest scores."""
         gone = self.order[: round(share * len(self.order))]
-        return self.rounded(self.full - np.bincount(gone, minlength=len(self.full)))
+        return self.full - np.bincount(gone, minlength=len(self.full))
 
-    def moved(self, counts: Values, group: int, count: float) -> Values:
+    def moved(self, counts: Values, group: int, kept: float) -> Values:
         """The counts with another one for a group."""
         found = counts.copy()
-        found[group] = count
+        found[group] = kept
         return self.steps.settled(found, self.floors)
 
     def means(self, low: Values, high: Values) -> Values:
@@ -252,83 +217,102 @@ def _search(
         return space.full, ["the model is within the budget as it is"]
     rates = rates / min(rates[rates > 0], default=1.0)
 
-    def point(share: float) -> Values:
+    def ideal(share: float) -> Values:
         if options.scope == "global":
             return space.without(share)
-        return space.rounded(space.full * np.maximum(1 - share * rates, 0))
+        return space.full * np.maximum(1 - share * rates, 0)
 
-    lowest = point(1.0)
+    lowest = space.rounded(ideal(1.0))
     if goal.use(lowest) > 1:
         least = goal.cost.at(lowest)
         raise BudgetError(unreachable(budget, options, goal.limits, before, least))
     low, high = 0.0, 1.0
     for _ in range(SEARCH_STEPS):
         middle = (low + high) / 2
-        low, high = (low, middle) if goal.use(point(middle)) <= 1 else (middle, high)
-    found = point(high)
-    for start in (found, _take(space, goal, point(low))):
-        found = max(found, _give_back(space, goal, start, rates, options.scope), key=goal.use)
-        if goal.use(found) >= CLOSE:
-            return found, []
-    found = _exchange(space, goal, found)
+        fits = goal.use(space.rounded(ideal(middle))) <= 1
+        low, high = (low, middle) if fits else (middle, high)
+    worth = _worth(space, rates, options.scope)
+    found = _give_back(space, goal, worth, space.rounded(ideal(high)))
+    if goal.use(found) < CLOSE:
+        other = _take(space, goal, worth, space.rounded(ideal(low)))
+        found = max(found, _give_back(space, goal, worth, other), key=goal.use)
+    if goal.use(found) < CLOSE:
+        found = _around(space, goal, found, ideal(high))
     use = goal.use(found)
-    text = f"{100 * use:.1f} % of the tightest budget is used: no step of a group fits in"
+    text = f"{100 * use:.1f} % of the tightest budget is used: no steps of groups near it fit in"
     return found, [text] if use < CLOSE else []
 
 
-def _give_back(space: _Space, goal: _Goal, counts: Values, rates: Values, scope: Scope) -> Values:
-    """Let groups have single steps back, while they fit: the best scores, or most pruned, first."""
-    open_ = space.free.copy()
+def _worth(space: _Space, rates: Values, scope: Scope) -> Worth:
+    """How much groups (v,) need the indices between two counts, the lower one first."""
+    if scope == "global":
+        return space.means
+    return lambda low, high: (1 - low / space.full) / np.maximum(rates, EPSILON)
+
+
+def _give_back(space: _Space, goal: _Goal, worth: Worth, counts: Values) -> Values:
+    """Let groups have single steps back while they fit, those that need them most first."""
+    waiting = space.free.copy()
     while goal.use(counts) < CLOSE:
         more = space.steps.above(counts + 1)
-        fits = open_ & (more > counts) & (goal.uses(counts, more) <= 1)
+        fits = waiting & (more > counts) & (goal.uses(counts, more) <= 1)
         if not fits.any():
             break
-        worth = space.means(counts, more)
-        if scope != "global":
-            worth = (1 - counts / space.full) / np.maximum(rates, EPSILON)
-        group = int(np.argmax(np.where(fits, worth, -np.inf)))
+        group = int(np.argmax(np.where(fits, worth(counts, more), -np.inf)))
         found = space.moved(counts, group, more[group])
         if (found == counts).all() or goal.use(found) > 1:
-            open_[group] = False
+            waiting[group] = False
         else:
             counts = found
     return counts
 
 
-def _take(space: _Space, goal: _Goal, counts: Values) -> Values:
-    """Take single steps of groups until the budgets hold; as far as that goes.
+def _take(space: _Space, goal: _Goal, worth: Worth, counts: Values) -> Values:
+    """Take single steps until the budgets hold, from the groups that need them least.
 
-    A step that ends just below the budget comes first; else the lowest scores that don't end it.
+    A step that ends just below the budget comes first, one that ends far below last.
     """
     while goal.use(counts) > 1:
-        less = space.steps.below(np.minimum(counts, space.full) - 1)
+        less = space.steps.below(counts - 1)
         fits = space.free & (less >= space.floors)
         if not fits.any():
             return space.floors
-        uses, worth = goal.uses(counts, less), space.means(less, counts)
-        close, short = fits & (uses <= 1) & (uses >= CLOSE), fits & (uses > 1)
-        if close.any() or short.any():
-            group = int(np.argmin(np.where(close if close.any() else short, worth, np.inf)))
-        else:
-            group = int(np.argmax(np.where(fits, uses, -np.inf)))
-        counts = space.moved(counts, group, less[group])
+        uses = goal.uses(counts, less)
+        for choice in (fits & (uses <= 1) & (uses >= CLOSE), fits & (uses > 1), fits):
+            if choice.any():
+                group = int(np.argmin(np.where(choice, worth(less, counts), np.inf)))
+                counts = space.moved(counts, group, less[group])
+                break
     return counts
 
 
-def _exchange(space: _Space, goal: _Goal, counts: Values) -> Values:
-    """Give one group a step back and let another pay for it, while that comes closer."""
-    use = goal.use(counts)
-    while use < CLOSE:
-        more, less = space.steps.above(counts + 1), space.steps.below(counts - 1)
-        best = counts
-        for up in np.flatnonzero(space.free & (more > counts))[:TRIES]:
-            raised = space.moved(counts, up, more[up])
-            for down in np.flatnonzero(space.free & (less >= space.floors))[:TRIES]:
-                found = space.moved(raised, down, less[down])
-                if use < goal.use(found) <= 1:
-                    best, use = found, goal.use(found)
-        if best is counts:
-            break
-        counts = best
-    return counts
+def _around(space: _Space, goal: _Goal, counts: Values, ideal: Values) -> Values:
+    """Look through the counts around the ideal ones for some that use the budget better.
+
+    What is both near the ideal counts and near the budget is looked at first.
+
+    Args:
+        space, goal: what may be chosen, and what must hold.
+        counts: counts that fit; given back where none fits better.
+        ideal: counts before they were rounded.
+    """
+    best, most = counts, goal.use(counts)
+    queue, seen, tries = [(0.0, 0, counts)], {counts.tobytes()}, 0
+    groups = np.flatnonzero(space.free)
+    while queue and tries < TRIES:
+        _, _, here = heappop(queue)
+        for other in (space.steps.above(here + 1), space.steps.below(here - 1)):
+            for group in groups[((other != here) & (other >= space.floors))[groups]]:
+                found = space.moved(here, group, other[group])
+                if found.tobytes() in seen:
+                    continue
+                seen.add(found.tobytes())
+                tries += 1
+                use = goal.use(found)
+                if most < use <= 1:
+                    best, most = found, use
+                    if most >= CLOSE:
+                        return best
+                off = float((((found - ideal) / space.full) ** 2).sum())
+                heappush(queue, (off + abs(1 - use), tries, found))
+    return best

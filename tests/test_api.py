@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 import pytest
 
 import onnxprune
-from onnxprune import api
+from onnxprune import api, pipeline
 from onnxprune.errors import NothingToPruneError, OnnxPruneError, RuleError, VerificationError
 from onnxprune.passes.shrink import shrink
 from tests import tiny
@@ -121,7 +121,7 @@ def test_a_wrong_result_is_not_given_away(path: Path, monkeypatch: pytest.Monkey
         made.graph.initializer[0].raw_data = bytes(len(made.graph.initializer[0].raw_data))
         return made
 
-    monkeypatch.setattr(api, "shrink", wrong)
+    monkeypatch.setattr(pipeline, "shrink", wrong)
     target = path.with_name("small.onnx")
     with pytest.raises(VerificationError, match="'y'"):
         onnxprune.prune(path, ratio=0.5, output=target)

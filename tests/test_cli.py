@@ -14,7 +14,7 @@ import onnxruntime as ort
 import pytest
 from typer.testing import CliRunner
 
-from onnxprune import api, cli, cli_options
+from onnxprune import api, cli, cli_options, pipeline, pipeline
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.passes.score import CRITERIA
 from onnxprune.plan import read_plan
@@ -143,7 +143,7 @@ def test_a_failed_verification_writes_nothing(monkeypatch: pytest.MonkeyPatch) -
     def fail(*_: object, **__: object) -> None:
         raise VerificationError("output 'y' differs by 0.1")
 
-    monkeypatch.setattr(api, "run_verification", fail)
+    monkeypatch.setattr(pipeline, "verify", fail)
     result = run(*HALF, "--plan", "p.json", "--report", "r.json", code=1)
     assert result.stderr == "onnxprune: output 'y' differs by 0.1\n"
     assert result.stdout == ""
@@ -151,7 +151,7 @@ def test_a_failed_verification_writes_nothing(monkeypatch: pytest.MonkeyPatch) -
     assert "not verified" in run(*HALF, "--no-verify").stdout
 
 
-@pytest.mark.parametrize(("owner", "name"), [(api, "shrink"), (Path, "replace")])
+@pytest.mark.parametrize(("owner", "name"), [(pipeline, "shrink"), (Path, "replace")])
 def test_an_interrupt_leaves_nothing(
     owner: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,7 +168,7 @@ def test_lack_of_memory_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None
     def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(api, "shrink", fail)
+    monkeypatch.setattr(pipeline, "shrink", fail)
     assert "not enough memory" in run(*HALF, code=2).stderr
 
 

@@ -37,6 +37,7 @@ FLOORS = {
     "results": 1,
     "storage": 1,
     "verdict": 1,
+    "views": 1,
     "widen": 1,
     "plan": 1,
     "cost": 1,

@@ -102,10 +102,9 @@ DECOMPOSED = [
     node("Mul", "k scale", "w"),
     node("Add", "w shift", "u"),
 ]
-UNKNOWN = pytest.mark.xfail(reason="onnx infers no shape of GroupNormalization", strict=False)
 
 
-@pytest.mark.parametrize("norm", [DECOMPOSED, pytest.param(NATIVE, marks=UNKNOWN)])
+@pytest.mark.parametrize("norm", [DECOMPOSED, NATIVE])
 def test_groups_of_a_norm_lose_the_same_number(norm: list[onnx.NodeProto]) -> None:
     tail = () if norm is NATIVE else (1,)
     proto = model(

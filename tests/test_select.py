@@ -404,7 +404,7 @@ def test_a_stair_is_told() -> None:
     coupling = graphs.coupled(net([3, 64, 5]))
     found = select(coupling, scores_of(coupling), Budget(macs=0.7), Options())
     assert counts_of(coupling, found.keep) == [32]
-    assert found.limits == ("71.4 % of the tightest budget is used: no step of a group fits in",)
+    assert found.limits == ("71.4 % of the tightest budget is used: no steps of groups near it fit in",)
 
 
 def test_an_unreachable_budget_says_what_can_be_reached() -> None:

@@ -6,14 +6,23 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from onnxprune.errors import RuleError
-from onnxprune.fitting import fit
+from onnxprune.fitting import fit, result_shapes
 from onnxprune.model import Model, Node
 from onnxprune.notation import Fit, Operand, Rule, Shape, parse
 from onnxprune.rules import contrib, tables
 from onnxprune.rules.site import Computed, Site, Unprunable
 from onnxprune.rules.tables import RENAMES
 
-__all__ = ["BUILT_IN", "RENAMES", "Row", "Unprunable", "fit_node", "row_of", "stated_row"]
+__all__ = [
+    "BUILT_IN",
+    "RENAMES",
+    "Row",
+    "Unprunable",
+    "fit_node",
+    "made_shapes",
+    "row_of",
+    "stated_row",
+]
 
 Row = str | Computed
 BUILT_IN: Final[Mapping[str, Row]] = {**tables.TABLE, **contrib.TABLE}
@@ -66,6 +75,19 @@ def fit_node(node: Node, model: Model, rules: Mapping[str, Row]) -> tuple[Fit, .
     if len(lines) != 1:
         raise Unprunable("what it does with its axes depends on dynamic sizes")
     return tuple(fits)
+
+
+def made_shapes(
+    node: Node, operands: Sequence[Shape | None], rules: Mapping[str, Row]
+) -> tuple[Shape | None, ...]:
+    """The shapes of the results as a row that is a line says, for operators unknown to onnx."""
+    row = rules.get(node.op) or BUILT_IN.get(node.op)
+    if not isinstance(row, str):
+        return ()
+    try:
+        return result_shapes(row, operands, dict(_integers(node, parse(row))))
+    except RuleError:
+        return ()  # the node is frozen for it later on
 
 
 def _shapes(

@@ -94,7 +94,7 @@ def _range(x: Sequence[Array], a: Attributes) -> Any:
 
 def _reduce(function: Any) -> Function:
     def apply(x: Sequence[Array], a: Attributes) -> Any:
-        axes = _axes(x, a, 1)
+        axes = _axes(x, a, 1) or None  # an empty list is none at all
         if axes is None and a.get("noop_with_empty_axes"):
             return x[0]
         return function(x[0], axis=axes, keepdims=bool(a.get("keepdims", 1))).astype(x[0].dtype)
@@ -127,6 +127,10 @@ def _squeeze(x: Sequence[Array], a: Attributes) -> Any:
     return np.squeeze(x[0], _axes(x, a, 1))
 
 
+def _cumsum(x: Sequence[Array], a: Attributes) -> Any:
+    return None if a else np.cumsum(x[0], axis=int(x[1].reshape(())), dtype=x[0].dtype)
+
+
 def _clip(x: Sequence[Array], a: Attributes) -> Any:
     low = x[1] if len(x) > 1 and x[1] is not None else a.get("min", -np.inf)
     high = x[2] if len(x) > 2 and x[2] is not None else a.get("max", np.inf)
@@ -142,7 +146,7 @@ FOLD: Final[dict[str, Function]] = {
     "Clip": _clip,
     "Concat": lambda x, a: np.concatenate(list(x), axis=a["axis"]),
     "ConstantOfShape": _constant_of_shape,
-    "CumSum": lambda x, a: np.cumsum(x[0], axis=int(x[1].reshape(()))) if not a else None,
+    "CumSum": _cumsum,
     "Div": _div,
     "Equal": lambda x, a: x[0] == x[1],
     "Expand": _expand,

@@ -21,7 +21,7 @@ from onnx import numpy_helper
 
 from onnxprune.axes import Layout, Mask, Product, Sum
 from onnxprune.coupling import Bound, Coupling
-from onnxprune.files import copy_field
+from onnxprune.files import copy_fields
 from onnxprune.model import Array, Model
 from onnxprune.notation import is_whole
 
@@ -232,12 +232,8 @@ def with_values(model: Model, values: Mapping[str, Array]) -> onnx.ModelProto:
     """The whole model with other parameters, written without the passes and without the oracle."""
     source = model.proto
     proto = onnx.ModelProto()
-    for descriptor, value in source.ListFields():
-        if descriptor.name != "graph":
-            copy_field(proto, descriptor.name, value)
-    for descriptor, value in source.graph.ListFields():
-        if descriptor.name not in ("node", "initializer"):
-            copy_field(proto.graph, descriptor.name, value)
+    copy_fields(proto, source, {"graph"})
+    copy_fields(proto.graph, source.graph, {"node", "initializer"})
     views = {node.outputs[0]: node for node in model.nodes}
     for raw in source.graph.node:
         node = proto.graph.node.add()
