@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -54,7 +54,7 @@ class Row:
         copy_s: `onnx.load` + `onnx.save` of the same file.
         peak_mb: of the whole job but the proof.
         grown_mb: of it, above what was held after the imports.
-        verify_peak_mb: the peak of the proof.
+        verify_s, verify_peak_mb: what the proof took, in one run of its own.
     """
 
     model: str
@@ -66,6 +66,7 @@ class Row:
     copy_s: float
     peak_mb: float
     grown_mb: float
+    verify_s: float | None = None
     verify_peak_mb: float | None = None
     error: str = ""
 
@@ -86,7 +87,8 @@ def main() -> None:
     """Run, print and save."""
     wanted = _arguments()
     settings = vars(wanted)
-    rows, chain_rows = [], []
+    rows: list[Row] = []
+    chain_rows: list[ChainRow] = []
     for name in wanted.models or (QUICK_MODELS if wanted.quick else MODELS):
         rows += _model_rows(name, wanted)
         _save(rows, chain_rows, settings)  # what is there survives an interruption
@@ -125,20 +127,31 @@ def _model_rows(name: str, wanted: argparse.Namespace) -> list[Row]:
         file_mb = source.stat().st_size / 2**20
         tools = _tools(name, source, wanted)
         runs = harness.interleaved(tools, wanted.repeats, warmup=0 if wanted.quick else 1)
+        proof = _ours(name, source, wanted, [])
         print(f"{name}: {file_mb:.0f} MB, {', '.join(tools)}", flush=True)
     copy_s = statistics.median(_sum(run, COPYING) for run in runs["copy"])
-    return [_row(name, tool, file_mb, own, copy_s) for tool, own in runs.items()]
+    return [
+        _row(name, tool, file_mb, own, copy_s, proof if tool == "onnxprune" else None)
+        for tool, own in runs.items()
+    ]
+
+
+def _ours(
+    name: str, source: Path, wanted: argparse.Namespace, options: Sequence[str]
+) -> rivals.RivalRun:
+    files = [source, source.with_name("small.onnx")]
+    child = ("onnxprune_child", "onnxprune")
+    return rivals.run_child(sys.executable, *child, name, files, options, wanted.timeout)
 
 
 def _tools(
     name: str, source: Path, wanted: argparse.Namespace
 ) -> dict[str, Callable[[], rivals.RivalRun]]:
     target = source.with_name("small.onnx")
-    run = partial(rivals.run_child, sys.executable, timeout_s=wanted.timeout)
-    files: list[str | Path] = [source, target]
+    copy: list[str | Path] = ["copy", source, target]
     tools: dict[str, Callable[[], rivals.RivalRun]] = {
-        "copy": partial(run, "subjects", "copy", name, ["copy", *files]),
-        "onnxprune": partial(run, "onnxprune_child", "onnxprune", name, files),
+        "copy": partial(rivals.run_child, sys.executable, "subjects", "copy", name, copy),
+        "onnxprune": partial(_ours, name, source, wanted, ["--no-verify"]),
     }
     onnxsim, torch = rivals.venv_python("onnxsim"), rivals.venv_python("torch")
     if onnxsim and not wanted.no_rivals:
@@ -152,13 +165,19 @@ def _tools(
 
 
 def _row(
-    name: str, tool: str, file_mb: float, runs: Sequence[rivals.RivalRun], copy_s: float
+    name: str,
+    tool: str,
+    file_mb: float,
+    runs: Sequence[rivals.RivalRun],
+    copy_s: float,
+    proof: rivals.RivalRun | None,
 ) -> Row:
     phases = [phase for phase in runs[0].phases if all(phase in run.phases for run in runs)]
-    working = [phase for phase in phases if phase not in {"import", "verify"}]
+    working = [phase for phase in phases if phase != "import"]
     counted = {"onnxprune": PRUNING, "onnxsim": ONNXSIM_PRUNING, "torch": ("prune",)}
     peak, grown = zip(*(_memory(run, working) for run in runs), strict=True)
-    proofs = [run.phases["verify"]["peak_rss_mb"] for run in runs if "verify" in run.phases]
+    verify = proof.phases.get("verify", {}) if proof else {}
+    every = [*runs, proof] if proof else runs
     return Row(
         model=name,
         tool=tool,
@@ -169,8 +188,9 @@ def _row(
         copy_s=copy_s,
         peak_mb=max(peak),
         grown_mb=max(grown),
-        verify_peak_mb=max(proofs, default=None),
-        error=next((run.error for run in runs if run.error), ""),
+        verify_s=verify.get("cpu_s"),
+        verify_peak_mb=verify.get("peak_rss_mb"),
+        error=next((run.error for run in every if run.error), ""),
     )
 
 
@@ -179,16 +199,11 @@ def _sum(run: rivals.RivalRun, phases: Iterable[str]) -> float:
 
 
 def _memory(run: rivals.RivalRun, phases: Sequence[str]) -> tuple[float, float]:
-    """The peak of the phases in MB, and how far it is above what was held before the first.
-
-    The proof comes before the file is written, and leaves memory that the system has not got back:
-    writing is left out where there was a proof.
-    """
-    counted = [p for p in phases if p != "write" or "verify" not in run.phases]
-    if not counted:
+    """The peak of the phases in MB, and how far it is above what was held before the first."""
+    if not phases:
         return float("nan"), float("nan")
-    peak = max(run.phases[phase]["peak_rss_mb"] for phase in counted)
-    return peak, peak - run.phases[counted[0]]["rss_before_mb"]
+    peak = max(run.phases[phase]["peak_rss_mb"] for phase in phases)
+    return peak, peak - run.phases[phases[0]]["rss_before_mb"]
 
 
 def _chain_row(kind: str, nodes: int, repeats: int) -> ChainRow:
@@ -212,14 +227,23 @@ def _show(rows: Sequence[Row], chain_rows: Sequence[ChainRow]) -> None:
     harness.show(
         "onnxprune, CPU seconds (medians)",
         ["model", "MB", "load", *ANALYSIS, "shrink", "plan", "write", "verify"],
-        ([row.model, round(row.file_mb), *(_p50(row, p) for p in (*OWN, "verify"))] for row in own),
+        (
+            [Path(row.model).name, round(row.file_mb), *(_p50(row, p) for p in OWN), row.verify_s]
+            for row in own
+        ),
     )
     harness.show(
         "Against reading and writing the file with onnx",
         ["model", "tool", "copy s", "pruning s", "/ copy", "all s", "/ copy", "grown / file"],
         (
             [
-                *(row.model, row.tool, row.copy_s, row.pruning_s, row.pruning_s / row.copy_s),
+                *(
+                    Path(row.model).name,
+                    row.tool,
+                    row.copy_s,
+                    row.pruning_s,
+                    row.pruning_s / row.copy_s,
+                ),
                 *(row.total_s, row.total_s / row.copy_s, row.grown_mb / row.file_mb),
             ]
             for row in rows
@@ -231,15 +255,18 @@ def _show(rows: Sequence[Row], chain_rows: Sequence[ChainRow]) -> None:
         "Chains, CPU seconds (least)",
         ["kind", "nodes", "groups", *steps, "couple µs/node"],
         (
-            [row.kind, row.nodes, row.groups, *(row.passes_s.get(p) for p in steps)]
-            + [row.couple_us_per_node]
+            [
+                *(row.kind, row.nodes, row.groups),
+                *(row.passes_s.get(p) for p in steps),
+                row.couple_us_per_node,
+            ]
             for row in chain_rows
         ),
         f"goal: couple under {COUPLE_GOAL_S:g} s for 5,000 nodes",
     )
-    for failed in (*rows, *chain_rows):
-        if failed.error:
-            print(f"failed: {asdict(failed)}")
+    failed = [(f"{row.model} by {row.tool}", row.error) for row in rows]
+    failed += [(f"{row.kind} {row.nodes}", row.error) for row in chain_rows]
+    harness.show("Failed", ["what", "why"], [pair for pair in failed if pair[1]])
 
 
 def _p50(row: Row, phase: str) -> float | None:

@@ -118,7 +118,16 @@ class _Walk:
             if any(other.sizes.get(letter) != size for other in fits[1:]):
                 self.factors.freeze(letters[letter], Reason("its size is dynamic", node.index))
         self.bound.append(Bound(node, fits, letters))
+        self.keep_dynamic_sums(self.bound[-1])
         self.note_sides(node, fit, letters)
+
+    def keep_dynamic_sums(self, bound: Bound) -> None:
+        """What is joined with a dynamic size stays whole: no constant states the two together."""
+        reason = Reason("it is joined with a dynamic size", bound.node.index)
+        for axes in (*bound.fit.operands, *bound.fit.results):
+            for axis in axes or ():
+                if len(axis) > 1 and not bound.is_fixed(axis):
+                    self.factors.freeze(bound.layout(axis, self.factors), reason)
 
     def note_sides(self, node: Node, fit: Fit, letters: Mapping[str, Layout]) -> None:
         """Which axes of parameters are read by contractions, also behind constant nodes."""

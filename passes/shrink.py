@@ -12,6 +12,7 @@ Names, inputs and outputs, metadata, doc strings, element types and all other te
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fractions import Fraction
 from functools import partial
 
 import numpy as np
@@ -26,6 +27,7 @@ from onnxprune.notation import Axis
 from onnxprune.plan import Keep
 from onnxprune.rules.values import SIZES
 
+Stated = int | Fraction | None  # a size, or a dynamic one's share; None: as it is
 Kept = tuple[tuple[int, bytes], ...]  # axis and packed mask, for the axes that lose something
 
 
@@ -112,13 +114,21 @@ class _Shrink:
             if isinstance(target, int):
                 self._restate_operand(bound.node, target, sizes)
             else:
-                self._restate_attribute(bound.node, target, sizes)
+                self._restate_attribute(bound.node, target, _whole(sizes))
 
-    def _size(self, bound: Bound, axis: Axis) -> int | None:
-        """What is kept of an axis; None where the rule says nothing, or it is dynamic."""
-        if not bound.is_fixed(axis):
+    def _size(self, bound: Bound, axis: Axis) -> Stated:
+        """What is kept of an axis; None where the rule says nothing, or it loses nothing."""
+        if bound.is_fixed(axis):
+            return self.factors.count(bound.layout(axis, self.factors), self.counts)
+        if any(letter not in bound.letters for term in axis for letter in term):
             return None
-        return self.factors.count(bound.layout(axis, self.factors), self.counts)
+        return self._share(bound.layout(axis, self.factors))
+
+    def _share(self, layout: Layout) -> Fraction | None:
+        """The kept share of an axis with dynamic parts, ``(c h w)``; None where all is kept."""
+        if not self._loses(layout):
+            return None
+        return Fraction(self.factors.count(layout, self.counts), self.factors.size(layout))
 
     def _restate_attribute(self, node: Node, name: str, sizes: list[int | None]) -> None:
         old = node.attributes.get(name)
@@ -133,8 +143,9 @@ class _Shrink:
         elif old != sizes[0] and sizes[0] is not None:
             self.edits.attribute(node, name, sizes[0])
 
-    def _restate_operand(self, node: Node, position: int, sizes: list[int | None]) -> None:
+    def _restate_operand(self, node: Node, position: int, stated: list[Stated]) -> None:
         """Replace the stated elements: in a constant, or behind a computed operand."""
+        sizes = _whole(stated)
         if position >= len(node.inputs) or not node.inputs[position]:
             self._new_operand(node, position, sizes)
             return
@@ -143,7 +154,7 @@ class _Shrink:
         param = self.model.params.get(name)
         copy = f"{name.partition('@')[0]}@{node.outputs[0]}:{position}"
         if known is None and None in sizes:
-            self._patch(node, position, sizes, self.edits.unused(copy))
+            self._patch(node, position, stated, self.edits.unused(copy))
             return
         flat = [None] * len(sizes) if known is None else known.reshape(-1).tolist()
         new = np.array([o if n is None else n for o, n in zip(flat, sizes, strict=True)])
@@ -169,24 +180,29 @@ class _Shrink:
         if "num_outputs" in node.attributes:
             self.edits.attribute(node, "num_outputs", None)
 
-    def _patch(self, node: Node, position: int, sizes: list[int | None], name: str) -> None:
-        """``computed * 0/1 + sizes``: dynamic elements stay computed."""
+    def _patch(self, node: Node, position: int, sizes: list[Stated], name: str) -> None:
+        """Let an operand state sizes of which some stay computed."""
         nodes = self._patched(node.inputs[position], sizes, name)
         self.edits.insert(node, nodes)
         self.edits.operand(node, position, name)
 
-    def _patched(self, computed: str, sizes: list[int | None], name: str) -> list[onnx.NodeProto]:
-        own = np.array([n is None for n in sizes], np.int64)
-        stated = np.array([n or 0 for n in sizes], np.int64)
-        dynamic, stays, kept = (
-            self.edits.unused(f"{name}/{x}") for x in ("dynamic", "stated", "kept")
-        )
-        self.edits.add(numpy_helper.from_array(own, dynamic))
-        self.edits.add(numpy_helper.from_array(stated, stays))
-        return [
-            helper.make_node("Mul", [computed, dynamic], [kept]),
-            helper.make_node("Add", [kept, stays], [name]),
+    def _patched(self, computed: str, sizes: list[Stated], name: str) -> list[onnx.NodeProto]:
+        """``computed * 0/1 + sizes``: dynamic elements stay computed, or ``computed * 3 / 4``."""
+        shares = [n if isinstance(n, Fraction) else Fraction(n is None) for n in sizes]
+        steps = [
+            ("Mul", "dynamic", [share.numerator for share in shares]),
+            ("Div", "whole", [share.denominator for share in shares]),
+            ("Add", "stated", [n or 0 for n in _whole(sizes)]),
         ]
+        nodes = []
+        for op, what, values in steps:
+            if op != "Div" or max(values) > 1:
+                constant = self.edits.unused(f"{name}/{what}")
+                self.edits.add(numpy_helper.from_array(np.array(values, np.int64), constant))
+                result = name if op == "Add" else self.edits.unused(f"{name}/{op.lower()}")
+                nodes.append(helper.make_node(op, [computed, constant], [result]))
+                computed = result
+        return nodes
 
     def keep_sizes(self, node: Node) -> None:
         """Let a Shape node of a value that loses channels give the original sizes."""
@@ -203,7 +219,10 @@ class _Shrink:
             return
         shape = self.model.shape(node.inputs[0]) or ()
         start, end = node.attributes.get("start", 0), node.attributes.get("end", len(shape))
-        sizes = [n if gone else None for n, gone in zip(shape, lost, strict=True)][start:end]
+        sizes = [
+            (n or 1 / (self._share(layout) or Fraction(1))) if gone else None
+            for n, layout, gone in zip(shape, layouts, lost, strict=True)
+        ][start:end]
         raw = onnx.NodeProto()
         raw.CopyFrom(node.proto)
         raw.output[0] = self.edits.unused(f"{output}/pruned")
@@ -224,9 +243,17 @@ class _Shrink:
             layouts = self.coupling.layouts.get(value.name, ())
             if value.name in stored or len(dims) != len(layouts):
                 continue
-            for dim, layout in zip(dims, layouts, strict=True):
+            sizes = self.model.shape(value.name) or (None,) * len(dims)
+            for dim, layout, size in zip(dims, layouts, sizes, strict=True):
                 if not isinstance(layout, Opaque) and self._loses(layout):
-                    dim.dim_value = self.factors.count(layout, self.counts)
+                    dim.Clear()
+                    if size is not None:
+                        dim.dim_value = self.factors.count(layout, self.counts)
+
+
+def _whole(sizes: list[Stated]) -> list[int | None]:
+    """The sizes that are known."""
+    return [n if isinstance(n, int) else None for n in sizes]
 
 
 def _kept(factors: Factors, layouts: tuple[Layout, ...], keep: Keep) -> Kept:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
+from onnx import external_data_helper
 
 import onnxprune
 from onnxprune import api, pipeline
@@ -174,13 +175,23 @@ def test_nothing_to_prune() -> None:
 def test_a_rule_can_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "_user_rules", {})
     proto = tiny.net(activation="Wave", domain="my.domain")
-    assert [row.name for row in onnxprune.inspect(proto).groups] == ["w2:0"]
+    assert onnxprune.inspect(proto).groups == ()
     rules = {"my.domain::Wave": "... -> ..."}
     assert len(onnxprune.inspect(proto, rules=rules).groups) == 2
     onnxprune.register_rule("my.domain::Wave", "... -> ...")
     assert len(onnxprune.inspect(proto).groups) == 2
     with pytest.raises(RuleError, match="expected operands -> results"):
         onnxprune.register_rule("my.domain::Wave", "nonsense")
+
+
+def test_external_data_is_found(path: Path) -> None:
+    proto = tiny.net()
+    external_data_helper.convert_model_to_external_data(proto, location="w.bin", size_threshold=0)
+    onnx.save(proto, path)
+    for steps in (1, 2):
+        small, report = onnxprune.prune(path, ratio=0.5, steps=steps)
+        assert onnxprune.verify(path, small, report.plan).ok
+        assert width(small, "w2") == (16, 8, 3, 3)
 
 
 def test_load_and_save(path: Path) -> None:

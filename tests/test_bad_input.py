@@ -140,11 +140,11 @@ def test_a_model_without_groups_says_why() -> None:
         (["--macs", "0.5", "--rule", "Foo"], "--rule 'Foo' can't be read"),
         (["--macs", "0.5", "--rule", "a::B=x y"], "rule 'x y'"),
         (["--macs", "0.5", "--no-verify", "--inputs", "i.npz"], "--inputs are for the verif"),
-        (["--macs", "0.0001"], "macs"),
-        (["--macs", "10"], "macs"),
-        (["--params", "5"], "params"),
-        (["--bytes", "10"], "bytes"),
-        (["--peak-memory", "10"], "peak"),
+        (["--macs", "0.0001"], "of the MACs can go"),
+        (["--macs", "10"], "--macs 10: at most"),
+        (["--params", "5"], "of the parameters can go"),
+        (["--bytes", "10"], "of the bytes can go"),
+        (["--peak-memory", "10"], "of the peak memory can go"),
         (["--macs", "0.5", "--plan", "small.onnx"], "is to hold the plan, but is the model too"),
         (["--macs", "0.5", "--report", "m.onnx"], "is to hold the report, but is an input too"),
         (["--macs", "0.5", "--report", "no/r.json"], "there is no folder 'no'"),
@@ -243,6 +243,13 @@ def test_a_bad_plan_is_refused(text: str, message: str) -> None:
     tiny.save(Path("s.onnx"))
     refused(["apply", "m.onnx", "p.json", "-o", "small.onnx"], message)
     refused(["verify", "m.onnx", "s.onnx", "--plan", "p.json"], message)
+
+
+def test_a_pruned_model_that_is_none_is_refused() -> None:
+    Path("p.json").write_text(json.dumps(plan()))
+    Path("s.onnx").write_bytes(b"no model")
+    refused(["verify", "m.onnx", "s.onnx", "--plan", "p.json"], "'s.onnx' is no ONNX")
+    refused(["verify", "m.onnx", "s2.onnx", "--plan", "p.json"], "'s2.onnx' can't be read")
 
 
 def test_a_missing_plan_is_refused() -> None:

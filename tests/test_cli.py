@@ -14,7 +14,7 @@ import onnxruntime as ort
 import pytest
 from typer.testing import CliRunner
 
-from onnxprune import api, cli, cli_options, pipeline, pipeline
+from onnxprune import api, cli, cli_options, pipeline
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.passes.score import CRITERIA
 from onnxprune.plan import read_plan
@@ -164,6 +164,18 @@ def test_an_interrupt_leaves_nothing(
     assert files() == {"m.onnx"}
 
 
+def test_an_interrupt_before_a_command_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupt)
+    with pytest.raises(SystemExit, match="130"):
+        cli.main()
+    assert capsys.readouterr().err == "onnxprune: interrupted\n"
+
+
 def test_lack_of_memory_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise MemoryError
@@ -254,6 +266,11 @@ def test_budgets_reach_the_library(option: str) -> None:
     found = json.loads(run(*arguments).stdout)
     assert found["settings"][key] == 0.7
     assert found["after"][key] <= 0.7 * found["before"][key]
+
+
+def test_notes_are_shown() -> None:
+    shown = run("prune", "m.onnx", "--macs", "1", "--dry-run").stdout
+    assert "note: the model is within the budget as it is" in shown
 
 
 def test_every_choice_of_the_library_has_an_option() -> None:

@@ -14,11 +14,9 @@ from onnxprune.axes import Mask
 from onnxprune.coupling import Coupling
 from onnxprune.data import random_inputs
 from onnxprune.passes.score import merge_weights, merges, score
-from onnxprune.passes.score.hashing import similar_pairs
 from onnxprune.passes.shrink import shrink
 from onnxprune.passes.verify import verify
 from tests.graphs import coupled, model, node, weight
-from tests.zoo.fill import load
 
 Array = NDArray[Any]
 Weights = dict[str, Array]

@@ -31,7 +31,7 @@ ZOO = [
     "torchvision/regnet_y_400mf",
     "torchvision/resnet50",
     "torchvision/shufflenet_v2_x1_0",
-    "torchvision/swin_t",
+    "transformers/swin",
     "transformers/bert",
 ]
 Scores = dict[int, Values]
@@ -79,7 +79,7 @@ def test_budgets_are_met(name: str, scope: str) -> None:
             assert use >= 0.98 * 0.995  # some of a byte budget is spared for names
 
 
-@pytest.mark.parametrize("name", ["torchvision/resnet50", "torchvision/swin_t"])
+@pytest.mark.parametrize("name", ["torchvision/resnet50", "transformers/swin"])
 def test_a_peak_is_met_by_the_groups_that_make_it(name: str) -> None:
     found = chosen(name, Budget(peak_bytes=0.7))
     assert 0.68 <= shares(found)["peak_bytes"] <= 0.7
@@ -211,11 +211,11 @@ def test_names_with_brackets_are_names_too() -> None:
 
 
 def test_exact_only_leaves_mixing_groups_alone() -> None:
-    coupling, _, _ = zoo("torchvision/swin_t")
+    coupling, _, _ = zoo("transformers/swin")
     mixing = {group.factor for group in coupling.groups if group.mixing}
     assert mixing
-    assert mixing <= set(chosen("torchvision/swin_t", Budget(ratio=0.5)).keep)
-    exact = chosen("torchvision/swin_t", Budget(ratio=0.5), exact_only=True)
+    assert mixing <= set(chosen("transformers/swin", Budget(ratio=0.5)).keep)
+    exact = chosen("transformers/swin", Budget(ratio=0.5), exact_only=True)
     assert not mixing & set(exact.keep)
     assert len(exact.keep) == len(coupling.groups) - len(mixing)
 

@@ -24,6 +24,7 @@ from onnxprune.axes import Values
 from onnxprune.coupling import Bound, Coupling, Group
 from onnxprune.model import Array
 from onnxprune.notation import Axis
+from onnxprune.passes.score.hashing import Indices
 from onnxprune.passes.score.slices import as_float, rows
 
 # Linear in each of the first two operands; the third is added.
@@ -38,7 +39,6 @@ _HOMOGENEOUS: Final = """
 HOMOGENEOUS: Final = ADDS | frozenset(_HOMOGENEOUS.split())
 
 Site = tuple[str, int]  # a parameter, and its axis that reads the group's channels
-Indices = np.ndarray[tuple[int], np.dtype[np.intp]]
 
 
 def ratios(

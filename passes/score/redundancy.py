@@ -17,8 +17,8 @@ from onnxprune.axes import Mask, Values
 from onnxprune.coupling import Coupling, Group
 from onnxprune.model import Array
 from onnxprune.oracle import FLOATS
-from onnxprune.passes.score.chains import Indices, Site, ratios
-from onnxprune.passes.score.hashing import similar_pairs
+from onnxprune.passes.score.chains import Site, ratios
+from onnxprune.passes.score.hashing import Indices, Rows, nearest
 from onnxprune.passes.score.magnitude import weights
 from onnxprune.passes.score.slices import as_float, rows
 from onnxprune.plan import Keep
@@ -63,11 +63,36 @@ def twins(
         tolerance: the largest relative error of what counts as equal.
         keep: where given, the kept stand for the removed; else the larger for the smaller.
     """
-    made = [m for m in weights(coupling, group) if not m.contracted]
-    if group.mixing or not made:
+    if group.mixing or all(m.contracted for m in group.members):
         return None
-    sizes, pieces = np.zeros(group.size), []
-    for m in made:
+    units, sizes = _directions(coupling, group)
+    order = np.argsort(np.argsort(-sizes, kind="stable"), kind="stable")
+    best, cosines = nearest(units, order if keep is None else (~keep).astype(np.intp), seed)
+    least = np.sqrt(1 - tolerance**2)
+    standing: dict[int, int] = {}
+    for j in np.argsort(order):
+        i = standing.get(int(best[j]), int(best[j]))
+        if i != best[j]:  # the nearest goes too: ask the one that stands for it
+            cosines[j] = min(1.0, float(units[i] @ units[j]))
+        if i >= 0 and cosines[j] >= least:
+            standing[int(j)] = i
+    removed = np.array(sorted(standing), np.intp)
+    kept = np.array([standing[j] for j in removed], np.intp)
+    if not len(removed):
+        return None
+    sites = ratios(coupling, group, removed, kept, tolerance)
+    if not sites or any(coupling.model.params[name].dtype not in FLOATS for name, _ in sites):
+        return None
+    errors = np.sqrt(1 - np.square(cosines[removed].astype(np.float64)))
+    found = Twins(removed, kept, errors, sites)
+    return found.take(np.all([np.isfinite(ratio) for ratio in sites.values()], axis=0))
+
+
+def _directions(coupling: Coupling, group: Group) -> tuple[Rows, Values]:
+    """What makes each channel (size, f), with norm 1; and how large it is (size,)."""
+    pieces, sizes = [], np.zeros(group.size)
+    made = [m for m in group.members if not m.contracted]
+    for m in [m for m in weights(coupling, group) if not m.contracted] or made:
         values = as_float(coupling.model.params[m.param].read())
         slices = rows(coupling.factors, m.layout, m.axis, values, group.factor)
         norms = np.linalg.norm(slices, axis=1)
@@ -75,39 +100,8 @@ def twins(
         pieces.append(slices / np.where(norms > 0, norms, 1)[:, None])
         sizes += norms / (norms.mean() or 1)
     table = np.concatenate(pieces, axis=1, dtype=np.float32)
-    pairs = similar_pairs(table, float(np.sqrt(1 - tolerance**2)), seed)
-    standing = _standing(pairs, sizes, keep)
-    if not standing:
-        return None
-    removed = np.array(sorted(standing))
-    kept, cosines = (np.array(c) for c in zip(*(standing[j] for j in removed), strict=True))
-    sites = ratios(coupling, group, removed, kept, tolerance)
-    if not sites or any(coupling.model.params[name].dtype not in FLOATS for name, _ in sites):
-        return None
-    every = Twins(removed, kept, np.sqrt(1 - np.square(cosines)), sites)
-    return every.take(np.all([np.isfinite(ratio) for ratio in sites.values()], axis=0))
-
-
-def _standing(
-    pairs: list[tuple[int, int, float]], sizes: Values, keep: Mask | None
-) -> dict[int, tuple[int, float]]:
-    """By channel the nearest one that may stand for it and has no other for itself; the cosine."""
-    near: dict[int, list[tuple[float, int]]] = {}
-    for i, j, cosine in pairs:
-        near.setdefault(i, []).append((cosine, j))
-        near.setdefault(j, []).append((cosine, i))
-    rank = np.argsort(np.argsort(-sizes, kind="stable"), kind="stable")
-    found: dict[int, tuple[int, float]] = {}
-    for j in sorted(near, key=lambda j: rank[j]):
-        free = [
-            (cosine, i)
-            for cosine, i in near[j]
-            if i not in found and (rank[i] < rank[j] if keep is None else keep[i] and not keep[j])
-        ]
-        if free:
-            cosine, i = max(free)
-            found[j] = (i, cosine)
-    return found
+    table /= np.maximum(np.linalg.norm(table, axis=1), np.float32(1e-30))[:, None]
+    return table, sizes
 
 
 def merges(
