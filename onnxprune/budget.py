@@ -62,7 +62,9 @@ class Budget:
             before: the cost of the model before the first.
         """
         if self.ratio is not None:
-            return replace(self, ratio=1 - (1 - self.ratio) ** (1 / steps))
+            return replace(self, ratio=_part(self.ratio, steps))
+        if steps == 1:
+            return self
         shares = {}
         for measure, limit in self.limits(before).items():
             full = getattr(before, measure)
@@ -99,10 +101,16 @@ class Options:
 
     def at_step(self, steps: int) -> Options:
         """The options of one step of several: each takes its part of the ratios."""
-        if self.per_group is None:
-            return self
-        ratios = {key: 1 - (1 - ratio) ** (1 / steps) for key, ratio in self.per_group.items()}
-        return replace(self, per_group=ratios)
+        found = replace(self, max_ratio=_part(self.max_ratio, steps))
+        if self.per_group is not None:
+            ratios = {key: _part(ratio, steps) for key, ratio in self.per_group.items()}
+            found = replace(found, per_group=ratios)
+        return found
+
+
+def _part(ratio: float, steps: int) -> float:
+    """The share of what is left that goes in each of so many steps, ``ratio`` in all."""
+    return ratio if steps == 1 else 1 - (1 - ratio) ** (1 / steps)
 
 
 def check(budget: Budget, options: Options) -> None:

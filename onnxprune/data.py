@@ -18,9 +18,11 @@ from onnx import TensorProto, helper
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import Array, Model
-from onnxprune.shapes import BATCH, dynamic_axes
+from onnxprune.shapes import BATCH, EXTENT, dynamic_axes
 
-SMALL_BATCH: Final = (2, 3)
+# In place of the sizes that shape inference goes by: attention over the pixels of a picture of
+# 224 takes gigabytes. Networks halve extents: 32 divides these.
+SMALL: Final = {BATCH: (2, 3), EXTENT: (64, 96)}
 VISIBLE: Final = 0.9  # share of ones in a mask
 FEW: Final = 2  # ids of unknown meaning lie below this
 # Operands that pick from another operand: the picking one, and the table that it picks from.
@@ -44,8 +46,7 @@ def random_inputs(model: Model, seed: int, choice: int = 0, small: bool = True) 
         model: the model.
         seed: the seed.
         choice: which choice of the dynamic sizes, an index into ``model.samples``.
-        small: whether dynamic leading axes have two or three indices, in place of those that shape
-            inference went by.
+        small: whether dynamic batches and extents are smaller than shape inference went by.
 
     Raises:
         OnnxPruneError: an input is no tensor, or of a type that has no random values.
@@ -53,6 +54,7 @@ def random_inputs(model: Model, seed: int, choice: int = 0, small: bool = True) 
     values = {value.name: value for value in model.proto.graph.input}
     symbols = dynamic_axes(model.proto)
     batch = {own[0] for own in symbols.values() if own} - {None}
+    smaller = {pair[choice]: own[choice] for pair, own in SMALL.items()} if small else {}
     found = {}
     for name in model.inputs:
         if name not in symbols:
@@ -62,7 +64,7 @@ def random_inputs(model: Model, seed: int, choice: int = 0, small: bool = True) 
             )
         kind = values[name].type.tensor_type
         shape = tuple(
-            SMALL_BATCH[choice] if small and symbol in batch and size == BATCH[choice] else size
+            smaller.get(size, size) if symbol in batch or (symbol and size in EXTENT) else size
             for size, symbol in zip(model.samples[choice].shapes[name], symbols[name], strict=True)
             if size is not None
         )

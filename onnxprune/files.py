@@ -156,32 +156,42 @@ def write_together(writes: Mapping[Path, Callable[[Path], object]]) -> None:
         raise
 
 
-def save(proto: onnx.ModelProto, path: Path, folder: Path | None = None) -> list[Path]:
+def save(
+    proto: onnx.ModelProto,
+    path: Path,
+    folder: Path | None = None,
+    like: onnx.ModelProto | None = None,
+) -> list[Path]:
     """Write a model atomically: to a temporary file first, then renamed.
 
-    Where the model keeps tensors in other files, or is too large for one protobuf, all of its
-    larger tensors go into ``NAME.data`` beside it, copied one at a time.
+    Where the model, or the one that it was made from, keeps tensors in other files, or is too large
+    for one protobuf, all of its larger tensors go into ``NAME.data`` beside it, copied one at a
+    time.
 
     Args:
         proto: the model.
         path: where to.
         folder: where the external data lies that the model refers to.
+        like: the model that it was made from: no file of that is overwritten.
 
     Returns:
         the files that were written.
 
     Raises:
-        OnnxPruneError: the folder is not there, or can't be written to.
+        OnnxPruneError: the folder is not there, or can't be written to, or the data would replace
+            that of the original.
     """
     if not path.parent.is_dir():
         raise OnnxPruneError(f"'{path}' can't be written: there is no folder '{path.parent}'")
-    tensors = proto.graph.initializer
-    outside = any(shapes.is_external(t) for t in tensors) or proto.ByteSize() > PROTOBUF_LIMIT
+    places = _places(proto) | (_places(like) if like is not None else set())
+    outside = bool(places) or proto.ByteSize() > PROTOBUF_LIMIT
+    data = path.with_name(f"{path.name}.data")
+    if folder is not None and data.resolve() in {(folder / place).resolve() for place in places}:
+        raise OnnxPruneError(f"'{data}' holds the data of the original: give another output path")
     try:
         if not outside:
             write_atomically(path, lambda p: p.write_bytes(proto.SerializeToString()))
             return [path]
-        data = path.with_name(f"{path.name}.data")
         light = onnx.ModelProto()
         write_together(
             {
@@ -192,6 +202,12 @@ def save(proto: onnx.ModelProto, path: Path, folder: Path | None = None) -> list
         return [path, data]
     except OSError as error:
         raise OnnxPruneError(f"'{path}' can't be written: {error.strerror}") from error
+
+
+def _places(proto: onnx.ModelProto) -> set[str]:
+    """The files that a model keeps tensors in, as it names them."""
+    outside = (t for t in proto.graph.initializer if shapes.is_external(t))
+    return {external_data_helper.ExternalDataInfo(tensor).location for tensor in outside}
 
 
 def _write_data(

@@ -22,7 +22,7 @@ from onnxprune.errors import NothingToPruneError, OnnxPruneError, VerificationEr
 from onnxprune.model import Array, Model
 from onnxprune.passes.couple import couple
 from onnxprune.passes.normalize import normalize
-from onnxprune.passes.score import MERGING, merge_weights, merges, score
+from onnxprune.passes.score import MERGING, check_known, merge_weights, merges, score
 from onnxprune.passes.select import select
 from onnxprune.passes.shrink import shrink
 from onnxprune.passes.verify import verify
@@ -130,6 +130,7 @@ def prune(run: Run, choice: Choice) -> tuple[Any, Report]:
     """Choose, shrink, prove, write."""
     target = run.target()
     check(choice.budget, choice.options)
+    check_known(choice.criterion)
     with run.step("load"):
         loaded = files.load(run.source, rules=run.rules)
     with run.step("couple"):
@@ -191,10 +192,11 @@ def _choose(
         with run.step("select"):
             budget = choice.budget.at_step(step, steps, before)
             selection = select(current, scores, budget, choice.options.at_step(steps), costs)
+        own_groups = {group.name: group for group in current.groups}
         for group in coupling.groups:
-            own = current.group(group.name)
+            mask, own = keep[group.factor], own_groups.get(group.name)
             if own is not None and own.factor in selection.keep:
-                keep[group.factor][np.flatnonzero(keep[group.factor])] = selection.keep[own.factor]
+                mask[np.flatnonzero(mask)] = selection.keep[own.factor]
         notes = selection.limits
     return {factor: mask for factor, mask in keep.items() if not mask.all()}, notes
 
@@ -224,7 +226,7 @@ def _finish(
     before, after, rows = explaining.costs(coupling, keep)
     if target is not None:
         with run.step("write"):
-            files.save(proto, target, coupling.model.folder)
+            files.save(proto, target, coupling.model.folder, like=coupling.model.proto)
     else:
         proto = files.with_data(proto, coupling.model.folder)
     report = Report(

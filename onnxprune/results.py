@@ -8,6 +8,7 @@ from typing import Any
 
 from onnxprune.cost import Cost
 from onnxprune.plan import Plan
+from onnxprune.verdict import Verification
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Report(Jsonable):
     before: Cost
     after: Cost
     groups: tuple[GroupRow, ...]
-    verification: Any
+    verification: Verification | None
     seconds: dict[str, float]
     notes: tuple[str, ...]
     plan: Plan = field(repr=False)
@@ -107,4 +108,6 @@ class Report(Jsonable):
         data = {k: v for k, v in self.__dict__.items() if k != "plan"}
         for key in ("before", "after", "verification"):
             data[key] = asdict(data[key]) if data[key] is not None else None
+        if self.verification is not None:
+            data["verification"] |= {"ok": self.verification.ok, "error": self.verification.error}
         return {**data, "groups": [asdict(row) for row in self.groups]}

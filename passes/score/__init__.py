@@ -23,6 +23,7 @@ __all__ = [
     "SIDES",
     "Progress",
     "Twins",
+    "check_known",
     "merge_weights",
     "merges",
     "score",
@@ -40,6 +41,21 @@ CRITERIA: Final[dict[str, Criterion]] = {
     "random": criteria.random,
     "redundancy": criteria.redundancy,
 }
+
+
+def check_known(criterion: str, sides: str = "both", scale: str = "mean") -> None:
+    """Refuse names that are not known.
+
+    Raises:
+        OnnxPruneError: there is no criterion, side or scale of this name.
+    """
+    for what, name, known in (
+        ("criterion", criterion, CRITERIA),
+        ("sides", sides, SIDES),
+        ("scale", scale, SCALES),
+    ):
+        if name not in known:
+            raise OnnxPruneError(f"{what} '{name}' is not known: choose one of {', '.join(known)}")
 
 
 def score(
@@ -70,11 +86,5 @@ def score(
     Raises:
         OnnxPruneError: there is no criterion, side or scale of this name.
     """
-    for what, name, known in (
-        ("criterion", criterion, CRITERIA),
-        ("sides", sides, SIDES),
-        ("scale", scale, SCALES),
-    ):
-        if name not in known:
-            raise OnnxPruneError(f"{what} '{name}' is not known: choose one of {', '.join(known)}")
+    check_known(criterion, sides, scale)
     return CRITERIA[criterion](coupling, Settings(seed, sides, scale, progress))
