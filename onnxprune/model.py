@@ -94,6 +94,8 @@ class Model:
         params: parameters by plan name.
         samples: one where all sizes are fixed; else two, for two choices of the dynamic sizes.
         dtypes: element types of values, as far as they are known.
+        held: whether an axis that is declared dynamic was held at one size, since the graph made
+            no sense at others; what is computed from it must not be taken for fixed.
     """
 
     proto: onnx.ModelProto = field(repr=False)
@@ -103,6 +105,7 @@ class Model:
     params: Mapping[str, Param] = field(repr=False)
     samples: tuple[Sample, ...] = field(repr=False)
     dtypes: Mapping[str, int] = field(repr=False)
+    held: bool = False
 
     @cached_property
     def opset(self) -> int:
@@ -137,6 +140,8 @@ class Model:
 
     def constant(self, value: str) -> Array | None:
         """A small value that is known and does not depend on dynamic sizes."""
+        if self.held and value not in self.params:
+            return None
         found = [sample.constants.get(value) for sample in self.samples]
         if found[0] is None or any(x is None or not np.array_equal(x, found[0]) for x in found):
             return None

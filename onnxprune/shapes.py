@@ -120,18 +120,21 @@ def best_samples(
     nodes: Sequence[Node],
     constants: Mapping[str, Array],
     rules: Mapping[str, Row],
-) -> tuple[tuple[Sample, ...], dict[str, int]]:
-    """Samples for the first choice of dynamic sizes that leaves no shape unknown, else the best."""
-    fewest, best = None, None
-    for pair in choices(proto):
+) -> tuple[tuple[Sample, ...], dict[str, int], bool]:
+    """Samples for the first choice of dynamic sizes that leaves no shape unknown, else the best.
+
+    The element types come with them, and whether an axis is held at one size.
+    """
+    fewest, best, held = None, None, False
+    for turn, pair in enumerate(choices(proto)):
         found = [sample(light, nodes, constants, sizes, rules) for sizes in pair]
         misfits = sum(_misfits(nodes, own.shapes) for own, _ in found)
         if fewest is None or misfits < fewest:
-            fewest, best = misfits, found
+            fewest, best, held = misfits, found, turn > 0
         if misfits == 0:
             break
     assert best is not None
-    return tuple(own for own, _ in best), best[0][1]
+    return tuple(own for own, _ in best), best[0][1], held
 
 
 def _misfits(nodes: Sequence[Node], shapes: Mapping[str, Shape]) -> int:

@@ -44,10 +44,10 @@ def view(
         if is_small(param.shape, helper.tensor_dtype_to_np_dtype(param.dtype))
     }
     light = shapes.skeleton(proto, constants)
-    samples, dtypes = shapes.best_samples(proto, light, nodes, small, rules or {})
+    samples, dtypes, held = shapes.best_samples(proto, light, nodes, small, rules or {})
     stated = {key: param.shape for key, param in params.items()}
     samples = tuple(Sample({**own.shapes, **stated}, own.constants) for own in samples)
-    return Model(proto, folder, name, tuple(nodes), params, samples, dtypes)
+    return Model(proto, folder, name, tuple(nodes), params, samples, dtypes, held)
 
 
 def _has_body(attribute: onnx.AttributeProto) -> bool:

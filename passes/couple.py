@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
+
+import onnx
+
+from onnx import TensorProto
 
 from onnxprune.axes import OPAQUE, Factors, Layout, Reason
 from onnxprune.coupling import Bound, Coupling, Group, Member
 from onnxprune.model import Model, Node
 from onnxprune.notation import UNIT, Axis, Fit, is_whole
 from onnxprune.rules import Row, Unprunable, fit_node
+from onnxprune.rules.tables import DEQUANTIZES
 
+INTEGERS: Final = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})
 Layouts = dict[str, tuple[Layout, ...]]
 
 
@@ -58,8 +65,9 @@ class _Walk:
 
     def visit(self, node: Node) -> None:
         """Bind the letters of a node's rule; a node without one freezes all that it touches."""
-        if node.outputs and all(self.model.constant(x) is not None for x in node.outputs if x):
-            return  # shape arithmetic whose value is known: it depends on no channel
+        known = [sample.constants for sample in self.model.samples]
+        if node.outputs and all(x in own for own in known for x in node.outputs if x):
+            return  # shape arithmetic: its values depend on no channel
         try:
             if node.captured:
                 raise Unprunable("bodies of control flow are not looked into yet")
@@ -95,6 +103,7 @@ class _Walk:
         late = []
         for name, axes in zip(node.inputs, fit.operands, strict=True):
             if axes is None or not name:
+                self.keep_stated(name, node)
                 continue
             if name not in self.layouts:
                 if name in self.model.params:
@@ -117,9 +126,17 @@ class _Walk:
             letters.setdefault(letter, OPAQUE if size is None else self.factors.fresh(size))
             if any(other.sizes.get(letter) != size for other in fits[1:]):
                 self.factors.freeze(letters[letter], Reason("its size is dynamic", node.index))
+        if node.op not in DEQUANTIZES:
+            self.keep_ids(node)
         self.bound.append(Bound(node, fits, letters))
         self.keep_dynamic_sums(self.bound[-1])
         self.note_sides(node, fit, letters)
+
+    def keep_stated(self, name: str, node: Node) -> None:
+        """What states sizes or positions stays whole."""
+        if self.model.dtypes.get(name) in (TensorProto.INT32, TensorProto.INT64):
+            for layout in self.layouts.get(name, ()):
+                self.factors.freeze(layout, Reason("it states sizes", node.index))
 
     def keep_dynamic_sums(self, bound: Bound) -> None:
         """What is joined with a dynamic size stays whole: no constant states the two together."""
@@ -128,6 +145,13 @@ class _Walk:
             for axis in axes or ():
                 if len(axis) > 1 and not bound.is_fixed(axis):
                     self.factors.freeze(bound.layout(axis, self.factors), reason)
+
+    def keep_ids(self, node: Node) -> None:
+        """Stored integers are ids or positions (the 0, 1, 2, ... of a one-hot), not channels."""
+        for name in node.inputs:
+            if name in self.model.params and self.model.params[name].dtype in INTEGERS:
+                for layout in self.layouts.get(name, ()):
+                    self.factors.freeze(layout, Reason(f"'{name}' holds ids", node.index))
 
     def note_sides(self, node: Node, fit: Fit, letters: Mapping[str, Layout]) -> None:
         """Which axes of parameters are read by contractions, also behind constant nodes."""

@@ -110,15 +110,26 @@ class _Shrink:
         if not bound.fit.clauses or not bound.removed(self.factors, self.pruned):
             return
         for target, axes in bound.fit.clauses:
-            sizes = [self._size(bound, axis) for axis in axes]
+            known = not self.model.held or self._is_stored(bound.node, target)
+            sizes = [self._size(bound, axis, known) for axis in axes]
             if isinstance(target, int):
                 self._restate_operand(bound.node, target, sizes)
             else:
                 self._restate_attribute(bound.node, target, _whole(sizes))
 
-    def _size(self, bound: Bound, axis: Axis) -> Stated:
-        """What is kept of an axis; None where the rule says nothing, or it loses nothing."""
-        if bound.is_fixed(axis):
+    def _is_stored(self, node: Node, target: int | str) -> bool:
+        """Whether sizes stand in the file: in an attribute or a stored operand."""
+        if isinstance(target, str) or target >= len(node.inputs):
+            return True
+        return node.inputs[target] in {"", *self.model.params}
+
+    def _size(self, bound: Bound, axis: Axis, known: bool) -> Stated:
+        """What is kept of an axis; None where the rule says nothing, or it loses nothing.
+
+        A fixed size is an absolute number, if the axes' sizes are ``known``; else, and for an axis
+        with dynamic parts, it is a share of what is computed.
+        """
+        if known and bound.is_fixed(axis):
             return self.factors.count(bound.layout(axis, self.factors), self.counts)
         if any(letter not in bound.letters for term in axis for letter in term):
             return None

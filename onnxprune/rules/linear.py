@@ -18,8 +18,7 @@ def conv(site: Site) -> str:
     strides = site.attribute("strides", [1])
     pads = site.attribute("pads", [0])
     plain = all(n == 1 for n in (*kernel, *strides)) and not any(pads)
-    automatic = site.attribute("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
-    return POINTWISE if plain and not automatic else CONV
+    return POINTWISE if plain else CONV
 
 
 def deform_conv(site: Site) -> str:

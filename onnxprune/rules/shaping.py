@@ -146,12 +146,16 @@ def _length(site: Site, operand: int, default: int) -> int:
 
 
 def tile(site: Site) -> str:
-    """``c -> (3 c)``: the copies stay, what is copied may shrink."""
-    repeats = site.fixed("repeats", 1)
+    """``c -> (3 c)``: the copies stay, what is copied may shrink; dynamic copies keep it whole."""
+    repeats = site.ints("repeats", 1)
     assert repeats is not None
     names = letters(len(repeats))
-    result = [name if n == 1 else f"({n} {name})" for n, name in zip(repeats, names, strict=True)]
-    return line([" ".join(names), "~"], [" ".join(result)])
+    source = [f"_{name}" if n is None else name for n, name in zip(repeats, names, strict=True)]
+    result = [
+        f"_b{k}" if n is None else name if n == 1 else f"({n} {name})"
+        for k, (n, name) in enumerate(zip(repeats, names, strict=True))
+    ]
+    return line([" ".join(source), "~"], [" ".join(result)])
 
 
 def resize(site: Site) -> str:

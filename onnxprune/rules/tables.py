@@ -174,6 +174,8 @@ FROZEN: Final = {op: reason for reason, ops in _REASONS.items() for op in ops.sp
 BLOCKED: Final = frozenset({"Conv", "ConvTranspose", "DeformConv"})
 # Operators whose results depend on the order of their operand's values: compared with care.
 ORDERING: Final = frozenset({"ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "TopK"})
+# Operators that make numbers of stored integers; what others read are ids and positions.
+DEQUANTIZES: Final = frozenset({"DequantizeLinear"})
 # Operators that keep every element: their operand and result have the same number of them.
 REARRANGES: Final = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 # Operators that give a value another name.

@@ -150,6 +150,7 @@ def _scatters() -> Iterator[Case]:
         yield make(op, (4, 4), rows, (2, 4), opset=opset)
         yield make(op, (4, 5), rows.T[:, :1], (4, 1), opset=opset, axis=1)
     yield make("ScatterElements", (4, 5), rows, (2, 4), reduction="add")
+    yield make("ScatterElements", (4, 4), np.concatenate([rows, rows]), (4, 4), reduction="add")
     points = np.array([[0, 1], [3, 2], [2, 2]])
     yield make("ScatterND", (4, 5, 6), points, (3, 6))
     yield make("ScatterND", (4, 5, 6), np.array([[1], [3]]), (2, 5, 6))

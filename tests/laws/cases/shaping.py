@@ -55,6 +55,7 @@ def _slices() -> Iterator[Case]:
         ([0], [FARTHER], [1], [3]),
         ([1], [FARTHER], [1], [3]),
         ([1], [8], [1], [4]),
+        ([0], [4], [1], [3]),
         ([-1], [-FAR], [1], [-1]),
         ([2, 0], [4, 9], [0, 1], [1, 3]),
         ([0, 2], [4, 5], [0, 1], [1, 1]),
@@ -84,7 +85,7 @@ def _reshapes() -> Iterator[Case]:
         ((12, 4), [1, 3, 4, 1, 4]),
         ((8, 12), [2, 4, 3, 4]),
         ((8, 6), [2, 24]),
-        ((4, 2, 2), [2, 0, 4]),
+        ((8, 4, 3), [2, 0, 12]),
         ((4, 4), [2, 2, 2, 2]),
         ((6, 4), [3, 8]),
         ((3, 5, 4), [3, 5, -1, 2]),
@@ -135,6 +136,7 @@ def _repeats() -> Iterator[Case]:
 def _pads() -> Iterator[Case]:
     value = floats(0.5).reshape(())
     yield make("Pad", (3, 4), [0, 1, 0, 2])
+    yield make("Pad", (3, 4), [0, 0, 0, 2])
     yield make("Pad", (4, 4), [1, 2, 3, 0], value)
     yield make("Pad", (4, 4), [1, 2], value, [1])
     yield make("Pad", (4, 4), [1, 2], value, [-2])
@@ -178,16 +180,9 @@ def _resizes() -> Iterator[Case]:
     }
     yield make("Resize", image, roi, None, [2, 3, 4, 4], **crop)
     yield make("Resize", image, roi, floats(1, 1, 1, 2), **crop)
-    for policy in ("not_larger", "not_smaller"):
-        yield make(
-            "Resize",
-            (4, 4, 6, 4),
-            None,
-            None,
-            [4, 3],
-            axes=[2, 3],
-            keep_aspect_ratio_policy=policy,
-        )
+    for policy, sizes in (("not_larger", [9, 3]), ("not_smaller", [11, 3])):
+        kept: dict[str, Any] = {"axes": [2, 3], "keep_aspect_ratio_policy": policy}
+        yield make("Resize", (4, 4, 10, 3), None, None, sizes, mode="linear", **kept)
     yield make("Upsample", image, scales, opset=9)
     yield make("Upsample", image, opset=7, scales=[1.0, 1.0, 2.0, 2.0], mode="linear")
 
