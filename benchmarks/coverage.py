@@ -32,6 +32,7 @@ OURS: Mapping[str, tuple[str, ...]] = {
     "exact": ("--align", "1", "--exact-only"),
     "auto": ("--align", "auto"),
 }
+OWN_TIMEOUT_S = 1800
 TOLERANCE = 1e-5  # relative, what an exact group may differ by
 ERROR_NAME = "NothingToPruneError: "
 RIVAL_PACKAGES = {"onnxsim": ("onnx", "onnxsim"), "torch": ("torch", "torch-pruning")}
@@ -122,22 +123,20 @@ def _rows(name: str, tools: list[str], ratio: float, timeout_s: float) -> Iterab
         source = Path(folder) / "model.onnx"
         if set(tools) - {"torch"}:
             subjects.filled(name, source)
-            counted = subjects.macs(source)
-            macs = counted if isinstance(counted, int) else 0
         earlier: Row | None = None
         for tool in tools:
             if tool == "torch":
                 yield _torch(name, Path(folder), ratio)
             elif tool == "onnxsim":
-                yield _onnxsim(name, source, macs, ratio, timeout_s)
+                yield _onnxsim(name, source, ratio, timeout_s)
             elif tool == "exact" and earlier and earlier.details.get("mixing_groups") == 0:
                 yield Row(**{**asdict(earlier), "tool": "exact"})
             else:
-                earlier = _ours(name, tool, source, macs, ratio)
+                earlier = _ours(name, tool, source, ratio)
                 yield earlier
 
 
-def _ours(name: str, tool: str, source: Path, macs: int, ratio: float) -> Row:
+def _ours(name: str, tool: str, source: Path, ratio: float) -> Row:
     output = source.with_name("small.onnx")
     run = rivals.run_child(
         sys.executable,
@@ -145,15 +144,16 @@ def _ours(name: str, tool: str, source: Path, macs: int, ratio: float) -> Row:
         "onnxprune",
         name,
         [source, output],
-        ["--ratio", str(ratio), *OURS[tool]],
-        timeout_s=1200,
+        ["--ratio", str(ratio), "--count", *OURS[tool]],
+        timeout_s=OWN_TIMEOUT_S,
     )
-    row = _row(name, tool, run, macs, output if output.exists() else None)
+    macs = int(run.details.pop("macs", 0))
+    row = _row(name, tool, run, macs, int(run.details.pop("macs_left", macs)))
     output.unlink(missing_ok=True)
     return row
 
 
-def _onnxsim(name: str, source: Path, macs: int, ratio: float, timeout_s: float) -> Row:
+def _onnxsim(name: str, source: Path, ratio: float, timeout_s: float) -> Row:
     """Prune with onnxsim; count also what it simplified, to see that counts compare."""
     python = rivals.venv_python("onnxsim")
     if python is None:
@@ -161,8 +161,12 @@ def _onnxsim(name: str, source: Path, macs: int, ratio: float, timeout_s: float)
     plain, output = source.with_name("simple.onnx"), source.with_name("onnxsim.onnx")
     rivals.run_onnxsim(python, source, plain, recipe="simplify", timeout_s=timeout_s)
     run = rivals.run_onnxsim(python, source, output, ratio, timeout_s=timeout_s)
-    invalid = rivals.check(python, source, output) if run.output else ""
-    row = _row(name, "onnxsim", run, macs, None if invalid else run.output, invalid)
+    error = rivals.check(python, source, output) if run.output else ""
+    macs = _counted(source)
+    left = subjects.macs(output) if run.output and not error else macs
+    if isinstance(left, str):
+        error, left = f"its result can't be read: {left}", macs
+    row = _row(name, "onnxsim", run, macs, left, error)
     if plain.exists():
         row.details["macs_simplified"] = subjects.macs(plain)
     for file in (plain, output):
@@ -174,30 +178,37 @@ def _torch(name: str, folder: Path, ratio: float) -> Row:
     python = rivals.venv_python("torch")
     if python is None:
         sys.exit("Torch-Pruning has no venv: python -m benchmarks.rivals torch")
+    run = rivals.best_torch_pruning(python, name, folder / "torch", _counted, ratio)
+    macs = _counted(run.output.with_name("original.onnx")) if run.output else 0
+    return _row(name, "torch", run, macs, _counted(run.output) if run.output else macs)
 
-    def count(path: Path) -> int:
-        found = subjects.macs(path)
-        return found if isinstance(found, int) else sys.maxsize
 
-    run = rivals.best_torch_pruning(python, name, folder / "torch", count, ratio)
-    macs = count(run.output.with_name("original.onnx")) if run.output else 0
-    return _row(name, "torch", run, macs, run.output)
+def _counted(path: Path) -> int:
+    """The MACs of a file.
+
+    Raises:
+        RuntimeError: onnxprune can't read it.
+    """
+    found = subjects.macs(path)
+    if isinstance(found, str):
+        raise RuntimeError(f"{path.name} can't be counted: {found}")
+    return found
 
 
 def _row(
-    name: str, tool: str, run: rivals.RivalRun, macs: int, output: Path | None, invalid: str = ""
+    name: str, tool: str, run: rivals.RivalRun, macs: int, macs_left: int, error: str = ""
 ) -> Row:
-    reason = run.error or invalid
-    left = subjects.macs(output) if output else macs
-    if isinstance(left, str):
-        reason, left = f"its result can't be read: {left}", macs
+    reason = run.error or error
     status = "failed" if reason else "ok"
     if ERROR_NAME in reason:
         status, reason = "nothing", reason.partition(ERROR_NAME)[2]
     elif run.failed_in and reason:
         reason = f"{run.failed_in}: {reason}"
-    details = dict(run.details)
-    return Row(name, tool, status, macs, left, run.cpu_s, run.peak_rss_mb, reason, details)
+    if status != "ok":
+        macs_left = macs
+    return Row(
+        name, tool, status, macs, macs_left, run.cpu_s, run.peak_rss_mb, reason, dict(run.details)
+    )
 
 
 def _read(log: Path) -> list[Row]:

@@ -11,8 +11,6 @@ from typing import Any
 
 from benchmarks.child import Report
 
-ALIGN = ("1", "auto")
-
 
 def main() -> None:
     """Read, prune, prove and write; the report is written whatever happens."""
@@ -21,9 +19,12 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("report", type=Path)
     parser.add_argument("--ratio", type=float, default=0.5)
-    parser.add_argument("--align", choices=ALIGN, default="1")
+    parser.add_argument(
+        "--align", type=lambda text: text if text == "auto" else int(text), default=1
+    )
     parser.add_argument("--exact-only", action="store_true")
     parser.add_argument("--no-verify", action="store_true")
+    parser.add_argument("--count", action="store_true", help="count MACs, reading the result again")
     arguments = parser.parse_args()
     report = Report()
     try:
@@ -35,7 +36,9 @@ def main() -> None:
 def prune(arguments: argparse.Namespace, report: Report) -> None:
     """Prune one file, each pass a phase."""
     with report.phase("import"):
+        from onnxprune.api import inspect
         from onnxprune.budget import Budget, Options
+        from onnxprune.cost import cost_model
         from onnxprune.errors import NothingToPruneError
         from onnxprune.explaining import nothing_to_prune
         from onnxprune.files import load, save, sha256
@@ -44,10 +47,8 @@ def prune(arguments: argparse.Namespace, report: Report) -> None:
         from onnxprune.passes.score import score
         from onnxprune.passes.select import select
         from onnxprune.passes.shrink import shrink
-        from onnxprune.passes.verify import verify
         from onnxprune.plan import make_plan
-    align = arguments.align if arguments.align == "auto" else int(arguments.align)
-    options = Options(align=align, exact_only=arguments.exact_only)
+    options = Options(align=arguments.align, exact_only=arguments.exact_only)
     with report.phase("load"):
         model = load(arguments.model)
     with report.phase("normalize"):
@@ -59,30 +60,34 @@ def prune(arguments: argparse.Namespace, report: Report) -> None:
         "groups": len(coupling.groups),
         "mixing_groups": sum(group.mixing for group in coupling.groups),
     }
+    if arguments.count:
+        report.details["macs"] = cost_model(coupling).cost({}).macs
     if not coupling.groups:
         raise NothingToPruneError(nothing_to_prune(coupling))
     with report.phase("score"):
         scores = score(coupling)
     with report.phase("select"):
         selection = select(coupling, scores, Budget(ratio=arguments.ratio), options)
-    report.details["macs"] = selection.cost_after.macs
     with report.phase("shrink"):
         proto = shrink(coupling, selection.keep)
     with report.phase("plan"):
         make_plan(coupling, selection.keep, sha256(arguments.model))
     if not arguments.no_verify:
-        with report.phase("verify"):
-            verdict = verify(coupling, selection.keep, proto)
-        report.details |= _told(verdict)
-        if not verdict.ok:
-            sys.exit(f"verification: {verdict.summary()}")
+        prove(coupling, selection.keep, proto, report)
     with report.phase("write"):
         save(proto, arguments.output, model.folder)
+    if arguments.count:
+        with report.phase("count"):
+            report.details["macs_left"] = inspect(arguments.output).macs
 
 
-def _told(verdict: Any) -> dict[str, float | str]:
-    """What the results keep of a verification."""
-    return {
+def prove(coupling: Any, keep: Any, proto: Any, report: Report) -> None:
+    """Verify; exit with the reason where the proof fails."""
+    from onnxprune.passes.verify import verify
+
+    with report.phase("verify"):
+        verdict = verify(coupling, keep, proto)
+    report.details |= {
         "verified": float(verdict.ok and not verdict.blind),
         "error": verdict.error,
         "inner_error": max((c.error for c in verdict.checks if not c.output), default=0.0),
@@ -90,6 +95,8 @@ def _told(verdict: Any) -> dict[str, float | str]:
         "ordering": ", ".join(c.value for c in verdict.checks if c.ordering),
         "numbers": verdict.count,
     }
+    if not verdict.ok:
+        sys.exit(f"verification: {verdict.summary()}")
 
 
 if __name__ == "__main__":

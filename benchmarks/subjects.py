@@ -1,14 +1,12 @@
-"""The files that benchmarks work on, and what they cost by our counter; each child-made.
+"""The files that benchmarks work on, and their MACs by our counter; each child-made.
 
 python -m benchmarks.subjects fill NAME FILE     a model of the zoo, its weights filled
-python -m benchmarks.subjects count FILE         its costs as JSON
+python -m benchmarks.subjects count FILE         its MACs
 python -m benchmarks.subjects copy FILE FILE REPORT     onnx.load and onnx.save, measured
 """
 
-import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.child import Report
@@ -29,7 +27,7 @@ def filled(name: str, path: Path, timeout_s: float = 600) -> None:
 def macs(path: Path, timeout_s: float = 600) -> int | str:
     """The MACs of a file by onnxprune's counter, or why it can't be read."""
     usage = measure([sys.executable, "-m", "benchmarks.subjects", "count", path], timeout_s)
-    return usage.error or int(json.loads(usage.stdout)["macs"])
+    return usage.error or int(usage.stdout)
 
 
 def _fill(name: str, path: str) -> None:
@@ -41,12 +39,9 @@ def _fill(name: str, path: str) -> None:
 
 
 def _count(path: str) -> None:
-    import onnxprune
-    from onnxprune.cost import Cost
+    from onnxprune.api import inspect
 
-    found = onnxprune.inspect(path)
-    cost = Cost(found.macs, found.params, found.size_bytes, found.peak_bytes)
-    print(json.dumps(asdict(cost), sort_keys=True))
+    print(inspect(path).macs)
 
 
 def _copy(source: str, target: str, report_file: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import external_data_helper, numpy_helper
+from onnx import external_data_helper, inliner, numpy_helper
 
 from onnxprune import shapes, views
 from onnxprune.errors import BadModelError, OnnxPruneError
@@ -104,7 +104,16 @@ def load(
         proto = gs.export_onnx(source)
     name = name or proto.graph.name or "model"
     check_proto(proto, name, folder)
-    return views.view(proto, folder, name, rules)
+    return views.view(_inlined(proto, rules or {}), folder, name, rules)
+
+
+def _inlined(proto: onnx.ModelProto, rules: Mapping[str, Row]) -> onnx.ModelProto:
+    """The model with its own functions written out, but for those that a row of the user tells."""
+    told = [(f.domain, f.name) for f in proto.functions if f"{f.domain}::{f.name}" in rules]
+    if len(told) == len(proto.functions):
+        return proto
+    made: onnx.ModelProto = inliner.inline_selected_functions(proto, told, exclude=True)
+    return made
 
 
 def sha256(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ JUMPS: Final = ORDERING | {
     *("Ceil", "DynamicQuantizeLinear", "Equal", "Floor", "Greater", "GreaterOrEqual", "Less"),
     *("LessOrEqual", "QuantizeLinear", "Round", "Sign"),
 }
+PORTION_BYTES: Final = 2**29  # of values inside the graph that are held at once, per model
+UNKNOWN: Final = 256  # indices that an axis of unknown size is supposed to have
 CASTS: Final = frozenset({"Cast", "CastLike"})
 Runner = Callable[[runtime.Feeds, Sequence[str]], Results]
 
@@ -191,3 +194,58 @@ def behind(nodes: Sequence[Node], sources: Set[str]) -> set[str]:
         if any(x in sources or x in found for x in (*node.inputs, *node.captured)):
             found.update(node.outputs)
     return found - {""}
+
+
+def before(nodes: Sequence[Node], value: str) -> set[str]:
+    """A value and all that it depends on."""
+    wanted = {value}
+    for node in reversed(nodes):
+        if not wanted.isdisjoint(node.outputs):
+            wanted.update((*node.inputs, *node.captured))
+    return wanted
+
+
+def side_by_side(
+    pair: Pair, names: Sequence[str], feeds: Sequence[runtime.Feeds], jitter: int | None = None
+) -> Iterator[tuple[str, list[Any], list[Any]]]:
+    """Each value, as it is in every run of the pruned model and of the oracle.
+
+    The oracle's decisions are put into the pruned model. What that makes of them itself comes last,
+    the results of all deciding nodes. With a jitter the oracle stands in for the pruned model, with
+    rounding errors.
+    """
+    results = [name for node in pair.deciding() for name in node.outputs if name]
+    every = list(dict.fromkeys((*(name for name in names if name not in results), *results)))
+    runner = pair.oracle(every)
+    wanted = [runner(one, every) for one in feeds]
+    del runner  # before the next session takes as much memory
+    if jitter is None:
+        wanted = [{name: pair.kept(name, x) for name, x in one.items()} for one in wanted]
+    pins = [{name: one[name] for name in results} for one in wanted]
+    given = [{**one, **pin} for one, pin in zip(feeds, pins, strict=True)]
+    asked = {name: unpinned(name) if name in results else name for name in every}
+    aliases = list(asked.values())
+    other = pair.pruned(aliases, pins[0]) if jitter is None else None
+    runner = other or pair.oracle(aliases, jitter, pins[0])
+    found = [runner(one, aliases) for one in given]
+    for name, alias in asked.items():
+        yield name, [one.pop(alias) for one in found], [one.pop(name) for one in wanted]
+
+
+def portions(pair: Pair, names: Sequence[str], feeds: runtime.Feeds) -> Iterator[list[str]]:
+    """The names, in portions whose values fit into memory."""
+    model = pair.coupling.model
+    shapes = model.samples[0].shapes
+    analysed = sum(math.prod(n or 1 for n in shapes[name]) for name in model.inputs)
+    share = min(1.0, sum(value.size for value in feeds.values()) / max(analysed, 1))
+    portion: list[str] = []
+    total = 0.0
+    for name in names:
+        size_bytes = 4 * share * math.prod(n or UNKNOWN for n in shapes.get(name, ()))
+        if portion and total + size_bytes > PORTION_BYTES:
+            yield portion
+            portion, total = [], 0.0
+        portion.append(name)
+        total += size_bytes
+    if portion:
+        yield portion

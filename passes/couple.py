@@ -7,8 +7,6 @@ from typing import Final
 
 import onnx
 
-from onnx import TensorProto
-
 from onnxprune.axes import OPAQUE, Factors, Layout, Reason
 from onnxprune.coupling import Bound, Coupling, Group, Member
 from onnxprune.model import Model, Node
@@ -103,7 +101,6 @@ class _Walk:
         late = []
         for name, axes in zip(node.inputs, fit.operands, strict=True):
             if axes is None or not name:
-                self.keep_stated(name, node)
                 continue
             if name not in self.layouts:
                 if name in self.model.params:
@@ -131,12 +128,6 @@ class _Walk:
         self.bound.append(Bound(node, fits, letters))
         self.keep_dynamic_sums(self.bound[-1])
         self.note_sides(node, fit, letters)
-
-    def keep_stated(self, name: str, node: Node) -> None:
-        """What states sizes or positions stays whole."""
-        if self.model.dtypes.get(name) in (TensorProto.INT32, TensorProto.INT64):
-            for layout in self.layouts.get(name, ()):
-                self.factors.freeze(layout, Reason("it states sizes", node.index))
 
     def keep_dynamic_sums(self, bound: Bound) -> None:
         """What is joined with a dynamic size stays whole: no constant states the two together."""

@@ -14,8 +14,7 @@ model, and so are outputs that differ behind decisions, if all that decides agre
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +27,7 @@ from onnxprune.checks import complaint, contract
 from onnxprune.coupling import Coupling
 from onnxprune.data import check_inputs, random_inputs
 from onnxprune.model import Array, Model
-from onnxprune.pair import Pair, Results, Runner, behind, unpinned
+from onnxprune.pair import Pair, Results, Runner, before, behind, portions, side_by_side
 from onnxprune.plan import Keep
 from onnxprune.rules.tables import ORDERING
 from onnxprune.runtime import Feeds, RunError
@@ -38,9 +37,6 @@ __all__ = ["Check", "Verification", "verify"]
 
 Progress = Callable[[str], None]
 RUNS: Final = 2  # dynamic axes at two sizes, or two inputs of the same size
-PORTION_BYTES: Final = 2**29  # of values inside the graph that are held at once, per model
-CHUNK: Final = 32  # values fetched at once in the search for the first that diverges
-UNKNOWN: Final = 256  # indices that an axis of unknown size is supposed to have
 FLIPS: Final = 0.01  # share of decisions on single numbers that may jump by themselves
 
 
@@ -150,22 +146,31 @@ def _all(runner: Runner, feeds: Sequence[Feeds], names: Sequence[str]) -> tuple[
 
 
 def _check(
-    pair: Pair, name: str, found: Sequence[Results], wanted: Sequence[Results], limit: float
+    pair: Pair, name: str, found: Sequence[Any], wanted: Sequence[Any], limit: float
 ) -> Check:
-    values = [results[name] for results in wanted]
-    pairs = zip((results[name] for results in found), values, strict=True)
-    least = pair.least(name)
-    error = max(compare.relative_error(a, b, least) for a, b in pairs)
-    count = sum(compare.count(value) for value in values)
-    return Check(name, error, limit, count, compare.is_blind(values))
+    """Compare one value, of every run."""
+    pairs = zip(found, wanted, strict=True)
+    error = max(compare.relative_error(a, b, pair.least(name)) for a, b in pairs)
+    count = sum(compare.count(value) for value in wanted)
+    return Check(name, error, limit, count, compare.is_blind(wanted))
+
+
+def _outputs(run: _Run, found: Sequence[Results], limit: float) -> list[Check]:
+    return [
+        _check(run.pair, x, [one[x] for one in found], [one[x] for one in run.expected], limit)
+        for x in run.model.outputs
+    ]
 
 
 def _verdict(run: _Run, limit: float, adaptive: bool) -> Verification:
     outputs = run.model.outputs
     try:
-        found = _all(run.pair.pruned(outputs), run.feeds, outputs)
-        checks = [_check(run.pair, name, found, run.expected, limit) for name in outputs]
-        inner = [c for names in _portions(run) for c in _inside(run, names, run.feeds[:1], limit)]
+        checks = _outputs(run, _all(run.pair.pruned(outputs), run.feeds, outputs), limit)
+        inner = [
+            check
+            for names in portions(run.pair, run.pair.telling(), run.feeds[0])
+            for check in _inside(run, names, run.feeds[:1], limit)
+        ]
     except RunError as error:
         return Verification(limit, failure=f"the pruned model does not run: {error}")
     noise = _noise(run, [*checks, *inner]) if adaptive else {}
@@ -184,57 +189,23 @@ def _verdict(run: _Run, limit: float, adaptive: bool) -> Verification:
     )
 
 
-def _portions(run: _Run) -> Iterator[list[str]]:
-    """The values inside the graph to compare, in portions that fit into memory."""
-    shapes, names = run.model.samples[0].shapes, run.pair.telling()
-    analysed = sum(math.prod(n or 1 for n in shapes[name]) for name in run.model.inputs)
-    share = min(1.0, sum(value.size for value in run.feeds[0].values()) / max(analysed, 1))
-    portion: list[str] = []
-    total = 0.0
-    for name in names:
-        size_bytes = 4 * share * math.prod(n or UNKNOWN for n in shapes.get(name, ()))
-        if portion and total + size_bytes > PORTION_BYTES:
-            yield portion
-            portion, total = [], 0.0
-        portion.append(name)
-        total += size_bytes
-    if portion:
-        yield portion
-
-
 def _inside(
     run: _Run, names: Sequence[str], feeds: Sequence[Feeds], limit: float, jitter: int | None = None
 ) -> list[Check]:
-    """Compare values of both graphs, with the oracle's decisions put into the pruned model.
-
-    With a jitter, the oracle is compared with itself under rounding errors.
-    """
-    pair, deciding = run.pair, run.pair.deciding()
-    results = [name for node in deciding for name in node.outputs if name]
-    every = list(dict.fromkeys((*names, *results)))
-    wanted = _all(pair.oracle(every), feeds, every)
-    if jitter is None:
-        wanted = tuple({k: pair.kept(k, v) for k, v in one.items()} for one in wanted)
-    pins = [{name: one[name] for name in results} for one in wanted]
-    given = [{**one, **pin} for one, pin in zip(feeds, pins, strict=True)]
-    asked = {name: unpinned(name) if name in results else name for name in every}
-    if jitter is None:
-        runner = pair.pruned(list(asked.values()), pins[0])
-    else:
-        runner = pair.oracle(list(asked.values()), jitter, pins[0])
-    found = [
-        {name: one[alias] for name, alias in asked.items()}
-        for one in _all(runner, given, list(asked.values()))
-    ]
-    checks = [_check(run.pair, name, found, wanted, limit) for name in names]
+    """Compare values of both graphs, and single decisions, with the oracle's decisions put in."""
+    deciding = run.pair.deciding()
+    results = {name for node in deciding for name in node.outputs}
     ordered = {name for node in deciding if node.op in ORDERING for name in node.outputs}
-    for name in results:
-        if name not in ordered:
-            share = max(
-                compare.differing(a[name], b[name]) for a, b in zip(found, wanted, strict=True)
-            )
-            checks.append(Check(name, share, FLIPS, 0, blind=True))
-    return [replace(check, output=False) for check in checks]
+    checks = []
+    for name, found, wanted in side_by_side(run.pair, names, feeds, jitter):
+        if name in names:
+            check = _check(run.pair, name, found, wanted, limit)
+            checks.append(replace(check, output=False))
+        elif name in results - ordered:
+            pairs = zip(found, wanted, strict=True)
+            share = max(compare.differing(a, b) for a, b in pairs)
+            checks.append(Check(name, share, FLIPS, 0, blind=True, output=False))
+    return checks
 
 
 def _noise(run: _Run, checks: Sequence[Check]) -> dict[str, float]:
@@ -283,7 +254,7 @@ def _explained(run: _Run, wrong: Sequence[Check]) -> str:
     text = f"{'output' if check.output else 'value'} '{check.value}' {_differs(check)}"
     for feeds in run.feeds:
         try:
-            first = _first(run, feeds, check.allowed)
+            first = _first(run, feeds, check)
         except RunError as error:
             return f"{text}; the first value that diverges was not found: {error}"
         if first:
@@ -297,23 +268,20 @@ def _differs(check: Check) -> str:
     return f"differs by {check.error:.1e} (allowed: {check.allowed:.1e})"
 
 
-def _first(run: _Run, feeds: Feeds, allowed: float) -> str | None:
-    """The first value in topological order that differs, in words."""
-    pair = run.pair
-    results = [name for node in pair.deciding() for name in node.outputs if name]
-    places = [(node, name) for node, name in pair.shared() if name not in results]
-    names = [name for _, name in places]
-    original = pair.oracle([*names, *results])
-    pins = {name: pair.kept(name, value) for name, value in original(feeds, results).items()}
-    pruned = pair.pruned(names, pins)
-    for start in range(0, len(names), CHUNK):
-        chunk = names[start : start + CHUNK]
-        wanted, found = original(feeds, chunk), pruned({**feeds, **pins}, chunk)
-        for node, name in places[start : start + CHUNK]:
-            expected = pair.kept(name, wanted[name])
-            error = compare.relative_error(found[name], expected, pair.least(name))
-            if error > allowed:
-                return f"'{name}' of {node.label}: {_told(found[name], expected, error)}"
+def _first(run: _Run, feeds: Feeds, check: Check) -> str | None:
+    """The first value in topological order that differs, and leads to this one, in words."""
+    decisions = {name for node in run.pair.deciding() for name in node.outputs}
+    leading = before(run.model.nodes, check.value) - decisions
+    labels = {name: node.label for node, name in run.pair.shared() if name in leading}
+    for names in portions(run.pair, list(labels), feeds):
+        errors = {}
+        for name, (found,), (wanted,) in side_by_side(run.pair, names, [feeds]):
+            error = compare.relative_error(found, wanted, run.pair.least(name))
+            if error > check.allowed:
+                errors[name] = _told(found, wanted, error)
+        for name in names:
+            if name in errors:
+                return f"'{name}' of {labels[name]}: {errors[name]}"
     return None
 
 
@@ -338,8 +306,7 @@ def _as_it_is(run: _Run, kind: int) -> tuple[str | None, tuple[str, ...]]:
         found = _all(run.pair.pruned(names), feeds, names)
     except RunError as error:
         return f"the pruned model does not run: {error}", ()
-    for output in names:
-        check = _check(run.pair, output, found, expected, compare.TOLERANCE[kind])
+    for check in _outputs(replace(run, expected=expected), found, compare.TOLERANCE[kind]):
         if not check.ok:
-            return f"as {name}, output '{output}' {_differs(check)}", ()
+            return f"as {name}, output '{check.value}' {_differs(check)}", ()
     return None, ()

@@ -314,6 +314,14 @@ def test_values_of_one_use_are_replaced() -> None:
     np.testing.assert_array_equal(values(small)["b@y2:2"], bias)
 
 
+def test_one_use_with_values_of_its_own_is_not_merged_with_another() -> None:
+    bias = weight(9, 8)
+    proto = branches()
+    small = replaced(proto, {"w1:0": [0, 3], "w2:0": [0, 3]}, b_at_y2_2=bias)
+    np.testing.assert_array_equal(values(small)["b"], values(proto)["b"][[0, 3]])
+    np.testing.assert_array_equal(values(small)["b@y2:2"], bias[[0, 3]])
+
+
 def test_values_take_the_type_of_the_file() -> None:
     proto = hidden("Cast")
     small = replaced(proto, {}, stored=weight(9, 3, 6))

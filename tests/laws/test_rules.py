@@ -105,8 +105,8 @@ def test_what_can_not_be_said_is_refused(
         ),
         (
             "(float[N,1] x) => (float[A,B] y)",
-            ["s = Shape(x)", "z = Tile(x, s)"],
-            r"operand 1 \(repeats\) depends on dynamic sizes",
+            ["s = Size(x)", "y = CumSum(x, s)"],
+            r"operand 1 \(axis\) depends on dynamic sizes",
         ),
         (
             "(float[3,8] x, int64[1] t) => (float[A] y)",

@@ -1,0 +1,214 @@
+"""Regressions from files that are not in the zoo: what exporters write for dynamic axes."""
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxprune.coupling import Coupling
+from onnxprune.data import random_inputs
+from onnxprune.files import load
+from onnxprune.passes.shrink import shrink
+from onnxprune.passes.verify import verify
+from tests.graphs import coupled, halves, model, node, weight
+
+PIXELS = {"x": ["n", 3, "h", "w"]}
+TWO_LAYERS = {"w1": weight(1, 8, 3, 1, 1), "w2": weight(2, 4, 8, 1, 1)}
+
+
+def proven(proto: onnx.ModelProto) -> tuple[Coupling, onnx.ModelProto]:
+    """Half of every group goes, and the result is the masked original."""
+    coupling = coupled(proto)
+    keep = halves(coupling)
+    pruned = shrink(coupling, keep)
+    verdict = verify(coupling, keep, pruned)
+    assert verdict.ok, verdict.summary()
+    assert not verdict.blind
+    return coupling, pruned
+
+
+def sizes_of(name: str) -> list[onnx.NodeProto]:
+    """Nodes that compute the four sizes of a picture: n_ c_ h_ w_."""
+    picks = [node("Gather", f"s {axis}", f"{axis}_") for axis in "nchw"]
+    return [node("Shape", name, "s"), *picks]
+
+
+INDICES = {axis: np.array([k]) for k, axis in enumerate("nchw")}
+
+
+@pytest.mark.parametrize("stated", ["computed", "inferred"])
+def test_flattened_channels_keep_their_share_of_a_dynamic_size(stated: str) -> None:
+    target = "flat" if stated == "computed" else "rest"
+    proto = model(
+        [
+            node("Conv", "x w1", "a"),
+            *sizes_of("a"),
+            node("Mul", "h_ w_", "hw"),
+            node("Mul", "c_ hw", "chw"),
+            node("Concat", "n_ chw", "flat", axis=0),
+            node("Reshape", f"a {target}", "f"),
+            node("Reshape", "f s", "r"),
+            node("Conv", "r w2", "y"),
+        ],
+        PIXELS,
+        {"y": ["n", 4, "h", "w"]},
+        {**TWO_LAYERS, **INDICES, "rest": np.array([0, -1])},
+    )
+    proto.graph.value_info.append(onnx.helper.make_tensor_value_info("f", 1, ["n", "chw"]))
+    coupling, pruned = proven(proto)
+    assert [(group.name, group.size) for group in coupling.groups] == [("w1:0", 8)]
+    flat = next(value for value in pruned.graph.value_info if value.name == "f")
+    assert not flat.type.tensor_type.shape.dim[1].WhichOneof("value")
+
+
+def test_the_shape_of_flattened_channels_stays_the_original_one() -> None:
+    proto = model(
+        [
+            node("Conv", "x w1", "a"),
+            node("Shape", "a", "s"),
+            node("Reshape", "a rest", "f"),
+            node("Shape", "f", "t"),
+            node("Gather", "t c", "count"),
+            node("Cast", "count", "divisor", to=1),
+            node("Reshape", "f s", "r"),
+            node("Conv", "r w2", "b"),
+            node("Div", "b divisor", "y"),
+        ],
+        PIXELS,
+        {"y": ["n", 4, "h", "w"]},
+        {**TWO_LAYERS, "c": np.array(1), "rest": np.array([0, -1])},
+    )
+    coupling, _ = proven(proto)
+    assert [group.name for group in coupling.groups] == ["w1:0"]
+
+
+def test_constants_of_shape_arithmetic_are_no_groups() -> None:
+    proto = model(
+        [
+            node("Conv", "x w1", "a"),
+            node("Shape", "a", "s", start=0, end=2),
+            node("Concat", "s extent", "sizes", axis=0),
+            node("Resize", "a - - sizes", "r", mode="nearest"),
+            node("Conv", "r w2", "y"),
+        ],
+        {"x": ["n", 3, 6, 6]},
+        {"y": ["n", 4, 12, 12]},
+        {**TWO_LAYERS, "extent": np.array([12, 12])},
+    )
+    coupling, _ = proven(proto)
+    assert [group.name for group in coupling.groups] == ["w1:0"]
+
+
+def test_sizes_that_come_from_data_are_no_groups() -> None:
+    proto = model(
+        [
+            node("Conv", "x w1", "a"),
+            node("ReduceMax", "lengths", "longest", keepdims=1),
+            node("Concat", "longest extent", "sizes", axis=0),
+            node("ConstantOfShape", "sizes", "zeros"),
+            node("ReduceSum", "zeros", "zero", keepdims=0),
+            node("Conv", "a w2", "b"),
+            node("Add", "b zero", "y"),
+        ],
+        {"x": ["n", 3, 6, 6], "lengths": ["n"]},
+        {"y": ["n", 4, 6, 6]},
+        {**TWO_LAYERS, "extent": np.array([5, 7])},
+        lengths=onnx.TensorProto.INT64,
+    )
+    coupling, _ = proven(proto)
+    assert [group.name for group in coupling.groups] == ["w1:0"]
+
+
+def test_copies_of_dynamic_number_leave_the_channels_free() -> None:
+    proto = model(
+        [
+            node("Shape", "x", "s", start=0, end=1),
+            node("Concat", "s ones", "repeats", axis=0),
+            node("Tile", "token repeats", "t"),
+            node("MatMul", "x w1", "a"),
+            node("Add", "a t", "b"),
+            node("MatMul", "b w2", "y"),
+        ],
+        {"x": ["n", 5, 3]},
+        {"y": ["n", 5, 4]},
+        {
+            "ones": np.array([1, 1]),
+            "token": weight(0, 1, 1, 8),
+            "w1": weight(1, 3, 8),
+            "w2": weight(2, 8, 4),
+        },
+    )
+    coupling, _ = proven(proto)
+    assert [(group.name, group.size) for group in coupling.groups] == [("token:2", 8)]
+
+
+def test_what_is_joined_with_a_dynamic_size_stays_whole() -> None:
+    proto = model(
+        [
+            node("MatMul", "x w1", "a"),
+            node("Concat", "tokens a", "b", axis=0),
+            node("Shape", "b", "s"),
+            node("Reshape", "b rest", "c"),
+            node("Reshape", "c s", "d"),
+            node("MatMul", "d w2", "e"),
+            node("ReduceMean", "e", "y", axes=[0]),
+        ],
+        {"x": ["t", 3]},
+        {"y": [1, 4]},
+        {
+            "tokens": weight(0, 6, 8),
+            "w1": weight(1, 3, 8),
+            "w2": weight(2, 8, 4),
+            "rest": np.array([-1]),
+        },
+    )
+    coupling, _ = proven(proto)
+    reason = coupling.factors.reason(coupling.layouts["tokens"][0])
+    assert reason is not None
+    assert coupling.says(reason) == "node 'n_b' (Concat): it is joined with a dynamic size"
+    assert all(member.axis != 0 for g in coupling.groups for member in g.members if g.size == 6)
+
+
+def test_dynamic_extents_of_random_inputs_are_small() -> None:
+    proto = model(
+        [node("Conv", "x w1", "a"), node("Conv", "a w2", "y")],
+        PIXELS,
+        {"y": ["n", 4, "h", "w"]},
+        TWO_LAYERS,
+    )
+    read = coupled(proto).model
+    assert random_inputs(read, 0)["x"].shape == (2, 3, 64, 64)
+    assert random_inputs(read, 0, choice=1)["x"].shape == (3, 3, 96, 96)
+    assert random_inputs(read, 0, small=False)["x"].shape == (13, 3, 224, 224)
+
+
+def function_model() -> onnx.ModelProto:
+    """x (n, 6) -> twice a MatMul and a Relu, as a function of the model's own -> 4."""
+    body = [onnx.helper.make_node("MatMul", ["X", "W"], ["T"]), node("Relu", "T", "Y")]
+    block = onnx.helper.make_function(
+        "own", "Block", ["X", "W"], ["Y"], body, [onnx.helper.make_opsetid("", 17)]
+    )
+    proto = model(
+        [
+            node("Block", "x w1", "a", domain="own"),
+            node("Block", "a w2", "b", domain="own"),
+            node("MatMul", "b w3", "y"),
+        ],
+        {"x": ["n", 6]},
+        {"y": ["n", 4]},
+        {"w1": weight(1, 6, 8), "w2": weight(2, 8, 10), "w3": weight(3, 10, 4)},
+    )
+    proto.functions.append(block)
+    proto.opset_import.append(onnx.helper.make_opsetid("own", 1))
+    return proto
+
+
+def test_functions_of_the_model_are_written_out() -> None:
+    coupling, pruned = proven(function_model())
+    assert [group.name for group in coupling.groups] == ["w1:1", "w2:1"]
+    assert not pruned.functions
+
+
+def test_a_function_that_a_row_tells_stays_one() -> None:
+    rules = {"own::Block": "... m k, k n -> ... m n | macs=... m k n"}
+    read = load(function_model(), rules=rules)
+    assert [node.op for node in read.nodes] == ["own::Block", "own::Block", "MatMul"]
