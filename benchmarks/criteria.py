@@ -1,7 +1,7 @@
 """Which criterion, sides, scale and scope lose least, on trained models, without labels.
 
-    python -m benchmarks.criteria                   # the models that packages ship: some 20 minutes
-    python -m benchmarks.criteria --more DIR        # and those that benchmarks/export_trained.py made
+    python -m benchmarks.criteria                # models that packages ship: some 20 minutes
+    python -m benchmarks.criteria --more DIR     # and those of benchmarks/export_trained.py
     python -m benchmarks.criteria --only magika --quick
 
 Two questions, two tables:

@@ -117,21 +117,33 @@ def make_plan(
 def keep_of(plan: Plan, coupling: Coupling) -> dict[int, Mask]:
     """The kept indices by factor that a plan asks for on this model.
 
+    A parameter that a twin lacks (a folded BatchNormalization) is left out, if others lose the same
+    indices.
+
     Raises:
         BadPlanError: the plan names what the model has not got, keeps indices that are not there,
             contradicts itself, or removes what is frozen.
     """
     keep: dict[int, Mask] = {}
+    named = {param: _twin(param, coupling) for param in plan.initializers}
+    found = [(named[param], axes) for param, axes in plan.initializers.items() if named[param]]
+    known = {tuple(indices) for _, axes in found for indices in axes.values()}
     for param, axes in plan.initializers.items():
-        layouts = coupling.layouts.get(param)
-        if layouts is None or param not in coupling.model.params:
+        if named[param] is None and not known.issuperset(map(tuple, axes.values())):
             raise BadPlanError(
                 f"the plan prunes '{param}', which '{coupling.model.name}' has not got or does not "
                 "use: it was made for another model"
             )
+    for name, axes in found:
         for axis, indices in axes.items():
-            _meet(coupling, keep, param, axis, indices)
+            _meet(coupling, keep, str(name), axis, indices)
     return keep
+
+
+def _twin(param: str, coupling: Coupling) -> str | None:
+    """What a parameter of the plan is called here: quantisers add to the name, or drop it."""
+    names = (param, f"{param}_quantized")
+    return next((x for x in names if x in coupling.layouts and x in coupling.model.params), None)
 
 
 def _meet(

@@ -41,6 +41,9 @@ def session(
     options.log_severity_level = 4
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    elif any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in proto.graph.initializer):
+        # ORT 1.31 and 1.32 end the process when they fully optimise some float16 transformers.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     providers = ["CPUExecutionProvider"]
     try:
         if folder is not None and any(

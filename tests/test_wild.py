@@ -1,9 +1,13 @@
 """Regressions from files that are not in the zoo: what exporters write for dynamic axes."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 
+from onnxprune import runtime
 from onnxprune.coupling import Coupling
 from onnxprune.data import random_inputs
 from onnxprune.files import load
@@ -11,7 +15,7 @@ from onnxprune.passes.shrink import shrink
 from onnxprune.passes.verify import verify
 from tests.graphs import coupled, halves, model, node, weight
 
-PIXELS = {"x": ["n", 3, "h", "w"]}
+PIXELS: dict[str, Sequence[int | str]] = {"x": ["n", 3, "h", "w"]}
 TWO_LAYERS = {"w1": weight(1, 8, 3, 1, 1), "w2": weight(2, 4, 8, 1, 1)}
 
 
@@ -212,3 +216,19 @@ def test_a_function_that_a_row_tells_stays_one() -> None:
     rules = {"own::Block": "... m k, k n -> ... m n | macs=... m k n"}
     read = load(function_model(), rules=rules)
     assert [node.op for node in read.nodes] == ["own::Block", "own::Block", "MatMul"]
+
+
+def test_float16_models_are_not_optimised_to_the_full() -> None:
+    levels = []
+    for dtype, kind in (
+        (np.float16, onnx.TensorProto.FLOAT16),
+        (np.float32, onnx.TensorProto.FLOAT),
+    ):
+        weights = {"w": weight(0, 3, 4).astype(dtype)}
+        proto = model(
+            [node("MatMul", "x w", "y")], {"x": [2, 3]}, {"y": [2, 4]}, weights, kind=kind
+        )
+        options = runtime.session(proto, None).get_session_options()
+        levels.append(options.graph_optimization_level)
+    level = ort.GraphOptimizationLevel
+    assert levels == [level.ORT_ENABLE_EXTENDED, level.ORT_ENABLE_ALL]

