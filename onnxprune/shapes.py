@@ -35,6 +35,7 @@ USUAL: Final = (32, 48, 64, 96, 128, 160, 320, 512, 640)
 INFERENCE_ERRORS: Final = (
     onnx.shape_inference.InferenceError,
     onnx.defs.SchemaError,
+    onnx.checker.ValidationError,
     RuntimeError,
     ValueError,
 )
@@ -207,11 +208,14 @@ def _complete(
 ) -> None:
     """One walk in topological order: small values, and the shapes that depend on them.
 
-    A short vector of floats in the file may be a weight, so nothing is computed from one.
+    A short vector of floats in the file may be a weight, so nothing is computed from one, but
+    together with what has been computed (the scales of a Resize).
     """
-    weights = {name for name, x in constants.items() if x.dtype.kind not in "iub" and x.size > 1}
+    given = set(constants)
+    weights = {name for name in given if _may_be_weight(constants[name])}
     for node in nodes:
-        if len(node.outputs) == 1 and weights.isdisjoint(node.inputs):
+        derived = any(name in constants and name not in given for name in node.inputs)
+        if len(node.outputs) == 1 and (derived or weights.isdisjoint(node.inputs)):
             value = _value(node, shapes, constants)
             if value is not None:
                 constants[node.outputs[0]] = value
@@ -224,6 +228,10 @@ def _complete(
                 old = shapes.get(name, (None,) * len(shape))
                 shapes[name] = tuple(x if y is None else y for x, y in zip(shape, old, strict=True))
                 dtypes.setdefault(name, kinds[name])
+
+
+def _may_be_weight(value: Array) -> bool:
+    return value.dtype.kind not in "iub" and value.size > 1
 
 
 def _value(node: Node, shapes: Mapping[str, Shape], constants: Mapping[str, Array]) -> Array | None:

@@ -12,7 +12,7 @@ from onnxprune.coupling import Bound, Coupling, Group, Member
 from onnxprune.model import Model, Node
 from onnxprune.notation import UNIT, Axis, Fit, is_whole
 from onnxprune.rules import Row, Unprunable, fit_node
-from onnxprune.rules.tables import DEQUANTIZES
+from onnxprune.rules.tables import DEQUANTIZES, UNREAD
 
 INTEGERS: Final = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})
 Layouts = dict[str, tuple[Layout, ...]]
@@ -101,6 +101,7 @@ class _Walk:
         late = []
         for name, axes in zip(node.inputs, fit.operands, strict=True):
             if axes is None or not name:
+                self.keep_stated(name, node)
                 continue
             if name not in self.layouts:
                 if name in self.model.params:
@@ -128,6 +129,12 @@ class _Walk:
         self.bound.append(Bound(node, fits, letters))
         self.keep_dynamic_sums(self.bound[-1])
         self.note_sides(node, fit, letters)
+
+    def keep_stated(self, name: str, node: Node) -> None:
+        """What states sizes, scales or positions stays whole."""
+        if node.op not in UNREAD:
+            for layout in self.layouts.get(name, ()):
+                self.factors.freeze(layout, Reason("it carries no channels", node.index))
 
     def keep_dynamic_sums(self, bound: Bound) -> None:
         """What is joined with a dynamic size stays whole: no constant states the two together."""

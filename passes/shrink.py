@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fractions import Fraction
 from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,6 +26,7 @@ from onnxprune.edits import Edits, Wish
 from onnxprune.model import Array, Node, Param
 from onnxprune.notation import Axis
 from onnxprune.plan import Keep
+from onnxprune.rules.tables import ONE_BY_DEFAULT
 from onnxprune.rules.values import SIZES
 
 Stated = int | Fraction | None  # a size, or a dynamic one's share; None: as it is
@@ -142,17 +144,15 @@ class _Shrink:
         return Fraction(self.factors.count(layout, self.counts), self.factors.size(layout))
 
     def _restate_attribute(self, node: Node, name: str, sizes: list[int | None]) -> None:
-        old = node.attributes.get(name)
-        if old is None and name == "group" and sizes == [1]:
-            return
-        if isinstance(old, list | tuple):
+        """Write an attribute that states sizes, if it doesn't say so already."""
+        old = node.attributes.get(name, 1 if name in ONE_BY_DEFAULT else None)
+        new: Any = sizes
+        if isinstance(old, list):
             new = [o if n is None else n for o, n in zip(old, sizes, strict=True)]
-            if list(old) != new:
-                self.edits.attribute(node, name, new)
-        elif old is None and len(sizes) > 1:
-            self.edits.attribute(node, name, sizes)
-        elif old != sizes[0] and sizes[0] is not None:
-            self.edits.attribute(node, name, sizes[0])
+        elif old is not None:
+            new = old if sizes[0] is None else sizes[0]
+        if new != old and (old is not None or None not in sizes):
+            self.edits.attribute(node, name, new)
 
     def _restate_operand(self, node: Node, position: int, stated: list[Stated]) -> None:
         """Replace the stated elements: in a constant, or behind a computed operand."""

@@ -122,6 +122,52 @@ def test_sizes_that_come_from_data_are_no_groups() -> None:
     assert [group.name for group in coupling.groups] == ["w1:0"]
 
 
+def test_scales_that_come_from_sizes_are_known() -> None:
+    proto = model(
+        [
+            node("Conv", "x w1", "a"),
+            node("Shape", "a", "s"),
+            node("Gather", "s pixels", "extent"),
+            node("Cast", "extent", "old", to=1),
+            node("Mul", "old factors", "new"),
+            node("Div", "new old", "zoom"),
+            node("Concat", "ones zoom", "scales", axis=0),
+            node("Resize", "a - scales", "r", mode="nearest"),
+            node("Conv", "r w2", "y"),
+        ],
+        PIXELS,
+        {"y": ["n", 4, "h2", "w2"]},
+        {
+            **TWO_LAYERS,
+            "pixels": np.array([2, 3]),
+            "factors": np.array([2, 2], np.float32),
+            "ones": np.ones(2, np.float32),
+        },
+    )
+    coupling, _ = proven(proto)
+    assert [group.name for group in coupling.groups] == ["w1:0"]
+
+
+def test_scales_that_come_from_data_are_no_groups() -> None:
+    proto = model(
+        [
+            node("Concat", "ones zoom", "scales", axis=0),
+            node("Resize", "x - scales", "r", mode="nearest"),
+            node("Conv", "r w1", "a"),
+            node("GlobalAveragePool", "a", "p"),
+            node("Conv", "p w2", "y"),
+        ],
+        {**PIXELS, "zoom": [2]},
+        {"y": ["n", 4, 1, 1]},
+        {**TWO_LAYERS, "ones": np.ones(2, np.float32)},
+    )
+    coupling = coupled(proto)
+    assert [group.name for group in coupling.groups] == ["w1:0"]
+    reason = coupling.factors.reason(coupling.layouts["ones"][0])
+    assert reason is not None
+    assert coupling.says(reason) == "node 'n_r' (Resize): it carries no channels"
+
+
 def test_copies_of_dynamic_number_leave_the_channels_free() -> None:
     proto = model(
         [

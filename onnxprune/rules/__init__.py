@@ -11,7 +11,7 @@ from onnxprune.model import Model, Node
 from onnxprune.notation import Fit, Operand, Rule, Shape, parse
 from onnxprune.rules import contrib, tables
 from onnxprune.rules.site import Computed, Site, Unprunable
-from onnxprune.rules.tables import RENAMES
+from onnxprune.rules.tables import ONE_BY_DEFAULT, RENAMES
 
 __all__ = [
     "BUILT_IN",
@@ -112,7 +112,9 @@ def _integers(node: Node, rule: Rule) -> tuple[tuple[str, int], ...]:
     found = []
     for clause in rule.clauses:
         if isinstance(clause.target, str):
-            value = node.attributes.get(clause.target, 1 if clause.target == "group" else None)
+            value = node.attributes.get(
+                clause.target, 1 if clause.target in ONE_BY_DEFAULT else None
+            )
             if isinstance(value, int):
                 found.append((clause.target, value))
     return tuple(found)

@@ -176,6 +176,8 @@ BLOCKED: Final = frozenset({"Conv", "ConvTranspose", "DeformConv"})
 ORDERING: Final = frozenset({"ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "TopK"})
 # Operators that make numbers of stored integers; what others read are ids and positions.
 DEQUANTIZES: Final = frozenset({"DequantizeLinear"})
+# Attributes of one number that are 1 where they are absent; other clauses state lists.
+ONE_BY_DEFAULT: Final = frozenset({"group"})
 # Operators that keep every element: their operand and result have the same number of them.
 REARRANGES: Final = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 # Operators that give a value another name.
@@ -188,3 +190,5 @@ ROUNDS_AT: Final = {"Sigmoid": 0.02}
 SAME_SHAPE: Final = frozenset({"GroupNormalization", "com.microsoft::SimplifiedLayerNormalization"})
 # Nodes that hold a constant of the file.
 CONSTANTS: Final = frozenset({"Constant"})
+# Operators that don't read the values of what their row marks with ~: type or sizes are enough.
+UNREAD: Final = frozenset({"CastLike", "Shape", "Size"})
