@@ -15,7 +15,7 @@ from onnx import helper
 from onnxprune import runtime
 from onnxprune.axes import Opaque
 from onnxprune.coupling import Coupling
-from onnxprune.model import Array, Node
+from onnxprune.model import Array, Node, operator, subgraphs
 from onnxprune.oracle import FLOATS, masked
 from onnxprune.plan import Keep
 from onnxprune.rules.tables import ORDERING, ROUNDS_AT
@@ -27,9 +27,9 @@ JUMPS: Final = ORDERING | {
     *("Ceil", "DynamicQuantizeLinear", "Equal", "Floor", "Greater", "GreaterOrEqual", "Less"),
     *("LessOrEqual", "QuantizeLinear", "Round", "Sign"),
 }
+CASTS: Final = frozenset({"Cast", "CastLike"})
 PORTION_BYTES: Final = 2**29  # of values inside the graph that are held at once, per model
 UNKNOWN: Final = 256  # indices that an axis of unknown size is supposed to have
-CASTS: Final = frozenset({"Cast", "CastLike"})
 Runner = Callable[[runtime.Feeds, Sequence[str]], Results]
 
 
@@ -127,8 +127,10 @@ class Pair:
         model, found = self.coupling.model, []
         for node in model.nodes:
             kinds = {model.dtypes.get(name) for name in node.outputs if name}
-            jumps = node.op in JUMPS or (node.op in CASTS and kinds.isdisjoint(FLOATS))
-            if jumps and any(name in common and self.is_float(name) for name in node.inputs):
+            cuts_off = node.op in CASTS and kinds.isdisjoint(FLOATS)
+            jumps = cuts_off or not JUMPS.isdisjoint(operators(node.proto))
+            reads = (*node.inputs, *node.captured)
+            if jumps and any(name in common and self.is_float(name) for name in reads):
                 found.append(node)
         return found
 
@@ -148,8 +150,9 @@ class Pair:
         and what deciding nodes read. An error there may be damped beyond notice at the outputs.
         """
         made = [name for _, name in self.shared()]
-        read = {name for node in self.deciding() for name in node.inputs if self.is_float(name)}
-        wanted = (set(self._touched()) | read) - set(self.coupling.model.outputs)
+        read = {x for node in self.deciding() for x in (*node.inputs, *node.captured)}
+        wanted = set(self._touched()) | {name for name in read if self.is_float(name)}
+        wanted.difference_update(self.coupling.model.outputs)
         return [name for name in made if name in wanted]
 
     def _touched(self) -> Iterator[str]:
@@ -169,6 +172,12 @@ class Pair:
         for node, name in self.shared():
             if node.index in combining or not reading.isdisjoint(node.inputs):
                 yield name
+
+
+def operators(node: onnx.NodeProto) -> set[str]:
+    """The operator of a node, and those inside its bodies."""
+    inner = (operators(own) for body in subgraphs(node) for own in body.node)
+    return {operator(node)}.union(*inner)
 
 
 def unpinned(name: str) -> str:

@@ -1,8 +1,9 @@
 """Select: choose what is kept, so that the budget holds and the best scores stay.
 
 A ratio alone takes its share from every group. Budgets are met by a bisection on one number: with
-the scope ``global`` a threshold for all scores, with ``uniform`` and ``per-group`` a common factor
-of the groups' ratios. Both are monotone: more of it keeps less of every group, and no cost grows.
+the scope ``global`` a threshold for all scores, each divided by a power of its group's share of
+the cost; with ``uniform`` and ``per-group`` a common factor of the groups' ratios. Both are
+monotone: more of it keeps less of every group, and no cost grows.
 Every point of the search is rounded to allowed counts first (``onnxprune.alignment``), so that the
 result is what was measured. Rounding makes stairs; where the search stops more than 2 % below the
 budget, groups are given back or pay single steps until it is met.
@@ -43,6 +44,11 @@ CLOSE: Final = 0.98  # of a budget: what a selection uses at least, where steps 
 SEARCH_STEPS: Final = 40
 TRIES: Final = 2000  # counts looked through where single steps don't fit
 EPSILON: Final = 1e-9
+# Measured on detection, recognition, file-type and pitch networks without training, at 95 to 50 %
+# of the MACs: the error of the outputs is lowest about here, for some at a third of that at 0.
+POWER: Final = 0.35
+LEAST_SHARE: Final = 1e-3
+SUMS: Final = ("macs", "params", "size_bytes")  # measures of which every group has its share
 SPARE: Final = 0.995  # of a byte budget: the rest is for the names of copies and restated shapes
 Worth = Callable[[Values, Values], Values]
 
@@ -97,7 +103,8 @@ def select(
     free = free_groups(coupling, options) & (rates > 0)
     if limits:
         free &= np.any([cost.touching(m, limit) for m, limit in limits.items()], axis=0)
-    space = _space(coupling, scores, options, free, bool(limits))
+    needs = _needs(coupling, scores, goal)
+    space = _space(needs, alignment(coupling, options.align), options, free, bool(limits))
     if limits:
         counts, note = _search(space, goal, rates, budget, options)
         notes += note
@@ -112,6 +119,26 @@ def select(
         if kept < group.size
     }
     return Selection(masks, before, cost.at(counts), tuple(notes))
+
+
+def _needs(coupling: Coupling, scores: Mapping[int, Values], goal: _Goal) -> list[Values]:
+    """How much each index (size,) is needed: its score, less where its group costs much.
+
+    The score by itself leaves dear groups as wide as cheap ones; the score by cost empties the
+    dear ones. See ``POWER``.
+    """
+    full = goal.cost.sizes.full
+    before = goal.cost.at(full)
+    shares = [
+        goal.cost.slopes(full, measure) * full / getattr(before, measure)
+        for measure in goal.limits
+        if measure in SUMS
+    ]
+    share = np.clip(np.max(shares, axis=0), LEAST_SHARE, 1) if shares else np.ones(len(full))
+    return [
+        scores[group.factor] / part**POWER
+        for group, part in zip(coupling.groups, share, strict=True)
+    ]
 
 
 def _best(scores: Values, kept: int) -> Mask:
@@ -129,8 +156,8 @@ class _Space:
         free: (v,) which groups may be pruned.
         full, floors: (v,) the largest and the smallest counts.
         steps: the counts in between.
-        sums: for each group the sums (size + 1,) of its best scores.
-        order: the group of every index, the lowest score first.
+        sums: for each group the sums (size + 1,) of its highest needs.
+        order: the group of every index, the lowest need first.
     """
 
     free: Mask
@@ -146,7 +173,7 @@ class _Space:
         return self.steps.settled(found, self.floors)
 
     def without(self, share: float) -> Values:
-        """What is left without this share of all indices, those with the lowest scores."""
+        """What is left without this share of all indices, those with the lowest needs."""
         gone = self.order[: round(share * len(self.order))]
         return self.full - np.bincount(gone, minlength=len(self.full))
 
@@ -157,30 +184,23 @@ class _Space:
         return self.steps.settled(found, self.floors)
 
     def means(self, low: Values, high: Values) -> Values:
-        """The mean score (v,) of the indices that a group keeps at one count and not at another."""
+        """The mean need (v,) for the indices that a group keeps at one count and not at another."""
         low = np.maximum(low, 0)
         sums = [s[int(b)] - s[int(a)] for s, a, b in zip(self.sums, low, high, strict=True)]
         return np.array(sums) / np.maximum(high - low, 1)
 
 
 def _space(
-    coupling: Coupling,
-    scores: Mapping[int, Values],
-    options: Options,
-    free: Mask,
-    limited: bool,
+    needs: list[Values], steps: Alignment, options: Options, free: Mask, limited: bool
 ) -> _Space:
-    full = np.array([group.size for group in coupling.groups], np.float64)
-    steps = alignment(coupling, options.align)
+    full = steps.sizes
     least = np.ceil(full * (1 - options.max_ratio) - EPSILON) if limited else np.ones(len(full))
     floors = steps.above(np.maximum(least, options.min_channels))
     floors = np.where(free, np.minimum(floors, full), full)
-    own = [scores[group.factor] for group in coupling.groups]
-    sums = [np.concatenate([[0.0], np.cumsum(np.sort(values)[::-1])]) for values in own]
-    places = np.repeat(
-        np.arange(len(full)), [len(x) if f else 0 for x, f in zip(own, free, strict=True)]
-    )
-    pooled = np.concatenate([x for x, f in zip(own, free, strict=True) if f] or [np.ones(0)])
+    sums = [np.concatenate([[0.0], np.cumsum(np.sort(values)[::-1])]) for values in needs]
+    open_ = np.flatnonzero(free)
+    places = np.repeat(open_, full[open_].astype(int))
+    pooled = np.concatenate([np.ones(0), *(needs[group] for group in open_)])
     order = places[np.argsort(pooled, kind="stable")]
     return _Space(free, full, floors, steps, sums, order)
 

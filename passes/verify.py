@@ -27,7 +27,16 @@ from onnxprune.checks import complaint, contract
 from onnxprune.coupling import Coupling
 from onnxprune.data import check_inputs, random_inputs
 from onnxprune.model import Array, Model
-from onnxprune.pair import Pair, Results, Runner, before, behind, portions, side_by_side
+from onnxprune.pair import (
+    Pair,
+    Results,
+    Runner,
+    before,
+    behind,
+    operators,
+    portions,
+    side_by_side,
+)
 from onnxprune.plan import Keep
 from onnxprune.rules.tables import ORDERING
 from onnxprune.runtime import Feeds, RunError
@@ -195,7 +204,8 @@ def _inside(
     """Compare values of both graphs, and single decisions, with the oracle's decisions put in."""
     deciding = run.pair.deciding()
     results = {name for node in deciding for name in node.outputs}
-    ordered = {name for node in deciding if node.op in ORDERING for name in node.outputs}
+    by_order = [node for node in deciding if not ORDERING.isdisjoint(operators(node.proto))]
+    ordered = {name for node in by_order for name in node.outputs}
     checks = []
     for name, found, wanted in side_by_side(run.pair, names, feeds, jitter):
         if name in names:

@@ -161,6 +161,15 @@ def test_global_removes_the_lowest_scores_of_all() -> None:
     assert abs(counts[0] / 16 - counts[1] / 32) < 1 / 16
 
 
+def test_of_equal_scores_those_of_dear_groups_go_first() -> None:
+    coupling = graphs.coupled(net([60, 40, 40, 2, 2]))  # the third group costs next to nothing
+    scores = {g.factor: np.arange(g.size) / g.size for g in coupling.groups}
+    counts = counts_of(coupling, select(coupling, scores, Budget(macs=0.5), Options(align=1)).keep)
+    dear, middle, cheap = (1 - n / g.size for n, g in zip(counts, coupling.groups, strict=True))
+    assert dear > middle > cheap
+    assert dear < 0.7
+
+
 def test_scores_don_t_move_a_uniform_budget() -> None:
     coupling, cost, scores = zoo("torchvision/resnet50")
     other = scores_of(coupling, seed=7)
@@ -404,7 +413,9 @@ def test_a_stair_is_told() -> None:
     coupling = graphs.coupled(net([3, 64, 5]))
     found = select(coupling, scores_of(coupling), Budget(macs=0.7), Options())
     assert counts_of(coupling, found.keep) == [32]
-    assert found.limits == ("71.4 % of the tightest budget is used: no steps of groups near it fit in",)
+    assert found.limits == (
+        "71.4 % of the tightest budget is used: no steps of groups near it fit in",
+    )
 
 
 def test_an_unreachable_budget_says_what_can_be_reached() -> None:

@@ -50,6 +50,23 @@ def half(coupling: Coupling, seed: int = 0) -> dict[int, Mask]:
     return keep
 
 
+def summary(coupling: Coupling) -> str:
+    """What can be pruned, and what of the parameters goes if half of every group does."""
+    factors, params = coupling.factors, coupling.model.params
+    counts = {group.factor: (group.size + 1) // 2 for group in coupling.groups}
+    total = left = 0
+    for name in coupling.layouts.keys() & params.keys():
+        size = kept = 1
+        for axis, layout in enumerate(coupling.layouts[name]):
+            whole = isinstance(factors.normal(layout), Opaque)
+            size *= params[name].shape[axis]
+            kept *= params[name].shape[axis] if whole else factors.count(layout, counts)
+        total, left = total + size, left + kept
+    mixing = sum(group.mixing for group in coupling.groups)
+    share = 100 * (1 - left / total) if total else 0.0
+    return f"{len(counts) - mixing} exact, {mixing} mixing groups: {share:.1f} % of the parameters"
+
+
 def identical(a: onnx.ModelProto, b: onnx.ModelProto) -> bool:
     """Whether two models are the same byte for byte, compared a part at a time."""
     return all(x == y for x, y in zip_longest(_parts(a), _parts(b)))
