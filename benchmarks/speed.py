@@ -199,11 +199,11 @@ def _sum(run: rivals.RivalRun, phases: Iterable[str]) -> float:
 
 
 def _memory(run: rivals.RivalRun, phases: Sequence[str]) -> tuple[float, float]:
-    """The peak of the phases in MB, and how far it is above what was held before the first."""
+    """The peak of the phases in MB, and how far it is above what was held before any."""
     if not phases:
         return float("nan"), float("nan")
     peak = max(run.phases[phase]["peak_rss_mb"] for phase in phases)
-    return peak, peak - run.phases[phases[0]]["rss_before_mb"]
+    return peak, peak - min(run.phases[phase]["rss_before_mb"] for phase in phases)
 
 
 def _chain_row(kind: str, nodes: int, repeats: int) -> ChainRow:

@@ -17,8 +17,8 @@ from onnxprune.model import Array, Model
 TOLERANCE: Final[Mapping[int, float]] = {
     TensorProto.DOUBLE: 1e-9,
     TensorProto.FLOAT: 1e-5,
-    TensorProto.FLOAT16: 5e-2,
-    TensorProto.BFLOAT16: 4e-1,
+    TensorProto.FLOAT16: 1e-2,
+    TensorProto.BFLOAT16: 1e-1,
 }
 HALF: Final = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 # A net that magnifies rounding is given this multiple of the error that it makes of its own when

@@ -174,6 +174,15 @@ def test_a_dynamic_batch_counts_one_sample(batch: int | str) -> None:
     assert cost.peak_bytes == 4 * 25 * (7 + 7)  # at Concat: its operands and its result
 
 
+def test_a_dynamic_batch_is_found_behind_an_operator_without_a_rule() -> None:
+    nodes = [graphs.node("Bernoulli", "x", "r"), graphs.node("MatMul", "r w", "y")]
+    weights = {"w": graphs.weight(0, 4, 8)}
+    proto = graphs.model(nodes, {"x": ["n", 4]}, {"y": ["n", 8]}, weights)
+    coupling = graphs.coupled(proto)
+    assert coupling.frozen
+    assert cost_model(coupling).cost({}).macs == 4 * 8
+
+
 def test_a_static_batch_counts_as_it_is() -> None:
     one, four = (cost_model(graphs.coupled(two_branches(n))).cost({}) for n in (1, 4))
     assert (four.macs, four.peak_bytes) == (4 * one.macs, 4 * one.peak_bytes)
@@ -200,6 +209,28 @@ def test_what_constants_make_costs_no_macs() -> None:
     assert cost.params == 5 * 3 + 3 * 7
 
 
+def test_what_makes_a_weight_goes_when_that_is_pruned() -> None:
+    nodes = [
+        graphs.node("Neg", "a", "n"),
+        graphs.node("MatMul", "n b", "w"),
+        graphs.node("MatMul", "x w", "h"),
+        graphs.node("MatMul", "h c", "y"),
+    ]
+    weights = {
+        "a": graphs.weight(0, 3, 5),
+        "b": graphs.weight(1, 5, 8),
+        "c": graphs.weight(2, 8, 2),
+    }
+    proto = graphs.model(nodes, {"x": [1, 3]}, {"y": [1, 2]}, weights)
+    coupling = graphs.coupled(proto)
+    model = cost_model(coupling)
+    (group,) = coupling.groups
+    assert model.cost({}).params == 3 * 5 + 5 * 8 + 8 * 2
+    assert model.cost({group.factor: 6}).params == 3 * 6 + 6 * 2
+    small = shrink(coupling, {group.factor: np.arange(8) < 6})
+    assert sum(int(np.prod(t.dims)) for t in small.graph.initializer) == 3 * 6 + 6 * 2
+
+
 def test_a_model_without_groups_or_shapes_has_costs() -> None:
     nodes = [graphs.node("NonZero", "x", "i"), graphs.node("Cast", "i", "y", to=TensorProto.FLOAT)]
     proto = graphs.model(nodes, {"x": [2, 3]}, {"y": ["r", "c"]}, {})
@@ -211,6 +242,8 @@ def test_a_model_without_groups_or_shapes_has_costs() -> None:
 def test_file_bytes_are_those_of_the_file(name: str) -> None:
     proto = fill.load(name)
     proto.doc_string, proto.graph.doc_string = "é" * 200, ""
+    for position, tensor in enumerate(proto.graph.initializer):
+        tensor.doc_string = "é" * (position % 3)
     proto.graph.initializer.add(
         name="typed", data_type=TensorProto.FLOAT, dims=[2], float_data=[1, 2]
     )

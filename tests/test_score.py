@@ -178,6 +178,8 @@ def test_the_scale_says_what_becomes_one() -> None:
         assert values.mean() == pytest.approx(1)
     for values in score(coupling, "l1", scale="max").values():
         assert values.max() == pytest.approx(1)
+    raw = by_name(coupling, score(coupling, "l1", scale="none"))["w1:0"]
+    np.testing.assert_allclose(raw, np.abs(read(coupling, "w2")).sum((0, 2, 3)), rtol=1e-5)
 
 
 def test_bn_scale_is_gamma_and_l2_where_there_is_none(caplog: pytest.LogCaptureFixture) -> None:
@@ -301,7 +303,7 @@ def test_the_product_does_not_see_how_two_layers_share_a_factor(criterion: str) 
     group = next(g for g in coupling.groups if g.name == "w1:1")
     times = np.array([1, 5, 0.1, 2], np.float32)
     w1, b1, w2 = (coupling.model.params[name].read() for name in ("w1", "b1", "w2"))
-    shared = {"w1": w1 * times, "b1": b1 * times, "w2": w2 / times[:, None]}
+    shared: dict[str, Array] = {"w1": w1 * times, "b1": b1 * times, "w2": w2 / times[:, None]}
     other = score(coupled(edited(NETS["residual"], shared)), criterion, sides="product")
     values = score(coupling, criterion, sides="product")[group.factor]
     np.testing.assert_allclose(other[group.factor], values, rtol=1e-4)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,15 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from onnxprune import compare, oracle
+from onnxprune import compare, files, oracle
 from onnxprune.axes import Mask
 from onnxprune.coupling import Coupling
 from onnxprune.errors import OnnxPruneError
+from onnxprune.passes.couple import couple
+from onnxprune.passes.normalize import normalize
 from onnxprune.passes.shrink import shrink
 from onnxprune.passes.verify import verify
+from onnxprune.shapes import is_external
 from tests.graphs import (
     convolutions,
     coupled,
@@ -79,7 +83,10 @@ def test_nothing_removed_is_no_difference(name: str) -> None:
     assert found.error == 0
 
 
-@pytest.mark.parametrize("name", NETS)
+ALL = [pytest.param(name, marks=[pytest.mark.slow] * (name == "zoo")) for name in NETS]
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_a_wrong_index_dies(name: str) -> None:
     """For every axis of every pruned weight: one kept index taken from another place."""
     coupling, keep, proto = pruned(name)
@@ -339,6 +346,48 @@ def test_replaced_values_are_the_oracles_too() -> None:
     proto = shrink(coupling, keep, values)
     assert verify(coupling, keep, proto, values=values).ok
     assert not verify(coupling, keep, proto).ok
+
+
+def test_external_data_stays_outside(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save_model(residual(), path, save_as_external_data=True, size_threshold=0)
+    coupling = couple(normalize(files.load(path)))
+    keep = halves(coupling)
+    original = oracle.masked(coupling, keep)
+    assert is_external(tensor(original, "w3"))
+    small = shrink(coupling, keep)
+    assert verify(coupling, keep, small).ok
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    whole = files.with_data(small, tmp_path)
+    onnx.save_model(whole, elsewhere / "small.onnx", save_as_external_data=True, size_threshold=0)
+    other = files.load(elsewhere / "small.onnx")
+    assert any(is_external(t) for t in other.proto.graph.initializer)
+    assert verify(coupling, keep, other.proto, folder=other.folder).ok
+
+
+def test_decisions_inside_bodies_are_pinned() -> None:
+    head = weight(2, 6, 8)
+    head[:, 4:] = head[:, :4]
+    proto = ranking(head, 3)
+    top, made = proto.graph.node[3], onnx.helper.make_tensor_value_info
+    body = onnx.helper.make_graph(
+        [node("TopK", "ranks k", "inner_best inner_which")],
+        "body",
+        [],
+        [made("inner_best", 1, ["n", 3]), made("inner_which", 7, ["n", 3])],
+    )
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    top.CopyFrom(node("If", "yes", "best which", then_branch=body, else_branch=body))
+    coupling = coupled(proto)
+    keep = keeping(coupling, w1=[0, 2, 3])
+    small = shrink(coupling, keep)
+    flipped = numpy_helper.to_array(tensor(small, "w2")).copy()
+    flipped[:, 4:] *= np.float32(1 + 3e-7)
+    set_values(small, "w2", flipped)
+    found = verify(coupling, keep, small)
+    assert found.ok, found.failure
+    assert found.checks[0].ordering
 
 
 def test_errors() -> None:

@@ -18,6 +18,8 @@ from onnxprune.passes.score.redundancy import Twins, merge_weights, merges
 __all__ = [
     "CRITERIA",
     "DEFAULT",
+    "DEFAULT_SCALE",
+    "DEFAULT_SIDES",
     "MERGING",
     "SCALES",
     "SIDES",
@@ -29,7 +31,10 @@ __all__ = [
     "score",
 ]
 
+# Chosen by measurement: see docs/criteria.md.
 DEFAULT: Final = "l2"
+DEFAULT_SIDES: Final = "contracted"
+DEFAULT_SCALE: Final = "mean"
 MERGING: Final = frozenset({"redundancy"})  # what these remove is merged into what stays
 CRITERIA: Final[dict[str, Criterion]] = {
     "bn-scale": criteria.bn_scale,
@@ -43,7 +48,7 @@ CRITERIA: Final[dict[str, Criterion]] = {
 }
 
 
-def check_known(criterion: str, sides: str = "both", scale: str = "mean") -> None:
+def check_known(criterion: str, sides: str = DEFAULT_SIDES, scale: str = DEFAULT_SCALE) -> None:
     """Refuse names that are not known.
 
     Raises:
@@ -64,8 +69,8 @@ def score(
     seed: int = 0,
     progress: Progress | None = None,
     *,
-    sides: str = "both",
-    scale: str = "mean",
+    sides: str = DEFAULT_SIDES,
+    scale: str = DEFAULT_SCALE,
 ) -> dict[int, Values]:
     """Score every index of every group; higher is kept.
 
@@ -78,7 +83,8 @@ def score(
         seed: for what is random.
         progress: is told the name of each parameter before it is read.
         sides: a name in ``SIDES``: which members of a group count.
-        scale: a name in ``SCALES``: what makes groups comparable.
+        scale: a name in ``SCALES``: what of each group becomes 1; with ``none`` weights stay as
+            large as they are.
 
     Returns:
         By factor the scores (size,).

@@ -15,7 +15,8 @@ ratio.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -23,7 +24,7 @@ import numpy as np
 from onnxprune.axes import Values
 from onnxprune.coupling import Bound, Coupling, Group
 from onnxprune.model import Array
-from onnxprune.notation import Axis
+from onnxprune.notation import Axis, is_whole
 from onnxprune.passes.score.hashing import Indices
 from onnxprune.passes.score.slices import as_float, rows
 
@@ -38,25 +39,45 @@ _HOMOGENEOUS: Final = """
 """
 HOMOGENEOUS: Final = ADDS | frozenset(_HOMOGENEOUS.split())
 
+Users = Mapping[int, Sequence[tuple[Bound, frozenset[str]]]]  # by factor: nodes, and letters of it
 Site = tuple[str, int]  # a parameter, and its axis that reads the group's channels
 
 
+def users(coupling: Coupling) -> Users:
+    """By factor the nodes that it takes part in, in order, and the letters that hold it there."""
+    factors = coupling.factors
+    found: dict[int, list[tuple[Bound, frozenset[str]]]] = defaultdict(list)
+    for bound in coupling.bound:
+        held: dict[int, set[str]] = defaultdict(set)
+        for letter, layout in bound.letters.items():
+            if not is_whole(letter):
+                for leaf in factors.leaves(layout):
+                    held[leaf].add(letter)
+        for leaf, letters in held.items():
+            found[leaf].append((bound, frozenset(letters)))
+    return found
+
+
 def ratios(
-    coupling: Coupling, group: Group, first: Indices, second: Indices, tolerance: float
+    coupling: Coupling,
+    nodes: Users,
+    group: Group,
+    pairs: tuple[Indices, Indices],
+    tolerance: float,
 ) -> dict[Site, Values]:
     """The ratios (pairs,) at every reader of an exact group; NaN for a pair that does not keep one.
 
     Args:
         coupling: the structure of the model.
+        nodes: its ``users``.
         group: an exact group.
-        first: the channels (pairs,) that could be removed.
-        second: the channels (pairs,) that could stand for them.
+        pairs: the channels (pairs,) that could be removed, and those that could stand for them.
         tolerance: the largest relative error of what counts as equal.
     """
-    chain = _Chain(coupling, group, first, second, tolerance)
-    for bound in coupling.bound:
-        chain.visit(bound)
-    wrong = np.full(len(first), bool(chain.reads - chain.sites.keys()))  # read through other nodes
+    chain = _Chain(coupling, group, pairs, tolerance)
+    for bound, letters in nodes.get(group.factor, ()):
+        chain.visit(bound, letters)
+    wrong = np.full(len(pairs[0]), bool(chain.reads - chain.sites.keys()))  # read by other nodes
     for ratio in chain.sites.values():
         wrong |= ~np.isfinite(ratio)
     return {site: np.where(wrong | chain.broken, np.nan, r) for site, r in chain.sites.items()}
@@ -66,21 +87,18 @@ class _Chain:
     """The pairs of one group on their way through the graph."""
 
     def __init__(
-        self, coupling: Coupling, group: Group, first: Indices, second: Indices, tolerance: float
+        self, coupling: Coupling, group: Group, pairs: tuple[Indices, Indices], tolerance: float
     ) -> None:
-        self.coupling, self.factor = coupling, group.factor
-        self.first, self.second, self.tolerance = first, second, tolerance
+        self.coupling, self.factor, self.tolerance = coupling, group.factor, tolerance
+        self.first, self.second = pairs
         self.reads = {(m.param, m.axis) for m in group.members if m.contracted}
         self.made = {(m.param, m.axis) for m in group.members} - self.reads
         self.ratio: dict[str, Values] = {}
         self.sites: dict[Site, Values] = {}
         self.broken = False  # the factor is contracted where no weight can make up for it
 
-    def visit(self, bound: Bound) -> None:
+    def visit(self, bound: Bound, letters: frozenset[str]) -> None:
         """Carry the ratios through one node, and note what reads here."""
-        letters = bound.removed(self.coupling.factors, frozenset({self.factor}))
-        if not letters:
-            return
         fit, node = bound.fit, bound.node
         lasting = letters & _letters(axes for axes in fit.results if axes is not None)
         carriers = [

@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxprune.axes import Values
 from onnxprune.coupling import Coupling
-from onnxprune.passes.score.chains import NORMALIZES
+from onnxprune.passes.score.chains import NORMALIZES, users
 from onnxprune.passes.score.magnitude import (
     Evaluate,
     Progress,
@@ -46,12 +46,11 @@ def _magnitude(evaluate: Evaluate, root: float = 1.0) -> Criterion:
     def criterion(coupling: Coupling, settings: Settings) -> Scores:
         members = {g.factor: weights(coupling, g) for g in coupling.groups}
         parts = gather(coupling, members, evaluate, settings.progress)
-        return {
-            g.factor: scaled(
-                combine(parts[g.factor], g.size, settings.sides) ** root, settings.scale
-            )
-            for g in coupling.groups
-        }
+        found = {}
+        for g in coupling.groups:
+            sums = combine(parts[g.factor], g.size, settings.sides, settings.scale != "none")
+            found[g.factor] = scaled(sums**root, settings.scale)
+        return found
 
     return criterion
 
@@ -86,7 +85,7 @@ def bn_scale(coupling: Coupling, settings: Settings) -> Scores:
         )
     for group in coupling.groups:
         if group.factor in members:
-            values = combine(parts[group.factor], group.size, "both")
+            values = combine(parts[group.factor], group.size, "both", settings.scale != "none")
             scores[group.factor] = scaled(values, settings.scale)
     return scores
 
@@ -115,9 +114,9 @@ def random(coupling: Coupling, settings: Settings) -> Scores:
 
 def redundancy(coupling: Coupling, settings: Settings) -> Scores:
     """l2, times what another channel can't stand for; see ``onnxprune.passes.score.redundancy``."""
-    scores = l2(coupling, settings)
+    scores, nodes = l2(coupling, settings), users(coupling)
     for group in coupling.groups:
-        pairs = twins(coupling, group, settings.seed, TOLERANCE)
+        pairs = twins(coupling, nodes, group, settings.seed, TOLERANCE)
         if pairs is not None:
             scores[group.factor][pairs.removed] *= pairs.errors
     return scores

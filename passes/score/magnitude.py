@@ -93,18 +93,20 @@ def medians(factors: Factors, array: Array, asked: Asked) -> list[Values]:
     ]
 
 
-def combine(parts: Sequence[Part], size: int, sides: str) -> Values:
-    """One value (size,) of mean about 1 from what the members say.
+def combine(parts: Sequence[Part], size: int, sides: str, even: bool = True) -> Values:
+    """One value (size,) from what the members say.
 
-    Members of a side count alike, whatever their size and scale; so do the two sides.
+    Members of a side count alike, and so do the two sides.
 
     Args:
         parts: the members' values.
         size: the size of the group.
         sides: a name in ``SIDES``; where a side has no members, the other one speaks.
+        even: whether each member is brought to mean 1 first, whatever its size and scale.
     """
     made, read = (
-        [scaled(p.values, "mean") for p in parts if p.contracted is side] for side in (False, True)
+        [scaled(p.values, "mean") if even else p.values for p in parts if p.contracted is side]
+        for side in (False, True)
     )
     chosen = {"produced": [made or read], "contracted": [read or made]}.get(sides, [made, read])
     each = [np.mean(side, axis=0) for side in chosen if side]

@@ -17,7 +17,7 @@ from onnxprune.axes import Mask, Values
 from onnxprune.coupling import Coupling, Group
 from onnxprune.model import Array
 from onnxprune.oracle import FLOATS
-from onnxprune.passes.score.chains import Site, ratios
+from onnxprune.passes.score.chains import Site, Users, ratios, users
 from onnxprune.passes.score.hashing import Indices, Rows, nearest
 from onnxprune.passes.score.magnitude import weights
 from onnxprune.passes.score.slices import as_float, rows
@@ -50,7 +50,12 @@ class Twins:
 
 
 def twins(
-    coupling: Coupling, group: Group, seed: int, tolerance: float, keep: Mask | None = None
+    coupling: Coupling,
+    nodes: Users,
+    group: Group,
+    seed: int,
+    tolerance: float,
+    keep: Mask | None = None,
 ) -> Twins | None:
     """The channels of a group for which others can stand; None if there are none.
 
@@ -58,6 +63,7 @@ def twins(
 
     Args:
         coupling: the structure of the model.
+        nodes: its ``users``.
         group: the group.
         seed: the seed of the hash.
         tolerance: the largest relative error of what counts as equal.
@@ -80,7 +86,7 @@ def twins(
     kept = np.array([standing[j] for j in removed], np.intp)
     if not len(removed):
         return None
-    sites = ratios(coupling, group, removed, kept, tolerance)
+    sites = ratios(coupling, nodes, group, (removed, kept), tolerance)
     if not sites or any(coupling.model.params[name].dtype not in FLOATS for name, _ in sites):
         return None
     errors = np.sqrt(1 - np.square(cosines[removed].astype(np.float64)))
@@ -115,12 +121,12 @@ def merges(
         seed: the seed that the scores were made with.
         tolerance: the largest relative error of what counts as equal.
     """
-    found = {}
+    found, nodes = {}, users(coupling)
     for group in coupling.groups:
         mask = keep.get(group.factor)
         if mask is None or mask.all():
             continue
-        pairs = twins(coupling, group, seed, tolerance, mask)
+        pairs = twins(coupling, nodes, group, seed, tolerance, mask)
         if pairs is not None and len(pairs.removed):
             found[group.factor] = pairs
     return found
