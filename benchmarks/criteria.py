@@ -13,6 +13,7 @@ Errors are relative to the original's outputs on realistic inputs; nothing is re
 """
 
 import argparse
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -43,6 +44,7 @@ RATIOS = (0.25, 0.5)
 KEPT_MACS = (0.8, 0.7, 0.5)
 SEEDS = 3
 SMALLEST_GROUP = 6
+KEPT = harness.WORK / "criteria.jsonl"  # rows of models that are done
 FLOOR, CEILING = 1e-6, 1.5  # of errors: below is rounding, above all is lost alike
 
 
@@ -215,32 +217,34 @@ def geometric(values: Sequence[float]) -> float:
 
 
 def main() -> None:
-    """Measure, print, save."""
+    """Measure, print, save; models that an earlier run finished are not measured again."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--more", type=Path, help="a folder of NAME.onnx with NAME.npz as inputs")
     parser.add_argument("--only", nargs="*", help="names of models")
     parser.add_argument("--quick", action="store_true", help="l2 and random alone")
+    parser.add_argument("--fresh", action="store_true", help="forget earlier runs")
     wanted = parser.parse_args()
     install()
-    rows: list[Row] = []
-    more = sorted(wanted.more.glob("*.onnx")) if wanted.more else []
-    for name in [*SHIPPED, *(path.stem for path in more)]:
-        if wanted.only and name not in wanted.only:
-            continue
-        path = next((p for p in more if p.stem == name), None)
-        given = (
-            shipped(name)
-            if path is None
-            else fixed(name, onnx.load(path), dict(np.load(path.with_suffix(".npz"))))
-        )
-        rows += rows_of(given, wanted.quick)
-        print(f"{name}: {sum(row.model == name for row in rows)} pruned models", flush=True)
+    more = {p.stem: p for p in sorted(wanted.more.glob("*.onnx"))} if wanted.more else {}
+    names = [n for n in (*SHIPPED, *more) if not wanted.only or n in wanted.only]
+    known = KEPT.with_suffix(".quick.jsonl") if wanted.quick else KEPT
+    known.parent.mkdir(parents=True, exist_ok=True)
+    known.open("w" if wanted.fresh else "a").close()
+    rows = [Row(**json.loads(line)) for line in known.read_text("utf-8").splitlines()]
+    for name in [n for n in names if n not in {row.model for row in rows}]:
+        inputs = dict(np.load(more[name].with_suffix(".npz"))) if name in more else {}
+        given = fixed(name, onnx.load(more[name]), inputs) if inputs else shipped(name)
+        new = rows_of(given, wanted.quick)
+        rows += new
+        with known.open("a", encoding="utf-8") as file:
+            file.writelines(f"{json.dumps(asdict(row))}\n" for row in new)
+        print(f"{name}: {len(new)} pruned models", flush=True)
+    rows = [row for row in rows if row.model in names]
     groups, budgets = against_random(rows), by_budget(rows)
     show("One group at a time", groups, geometric, "error over that of a random choice")
     show("All groups", budgets, np.mean, f"relative error, keeping {KEPT_MACS} of the MACs")
     settings = {"ratios": RATIOS, "kept_macs": KEPT_MACS, "seeds": SEEDS, "packages": PACKAGES}
-    results = {"groups": groups, "budgets": budgets, "rows": [asdict(row) for row in rows]}
-    harness.save("criteria", results, settings)
+    harness.save("criteria", {"groups": groups, "budgets": budgets}, settings)
 
 
 if __name__ == "__main__":

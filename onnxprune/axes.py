@@ -102,13 +102,16 @@ class Factors:
 
     def normal(self, layout: Layout) -> Layout:
         """The layout with every bound factor replaced by what it is bound to."""
+        chain = []  # a residual stream binds thousands of factors one to the next: no recursion
+        while isinstance(layout, int) and layout in self._bound:
+            chain.append(layout)
+            layout = self._bound[layout]
+        if chain:
+            layout = self.normal(layout)
+            self._bound.update(dict.fromkeys(chain, layout))
+            return layout
         if isinstance(layout, int):
-            bound = self._bound.get(layout)
-            if bound is None:
-                return layout
-            resolved = self.normal(bound)
-            self._bound[layout] = resolved
-            return resolved
+            return layout
         if isinstance(layout, Opaque) or self._bound.keys().isdisjoint(leaves(layout)):
             return layout
         parts = [self.normal(part) for part in layout.parts]
@@ -283,10 +286,8 @@ class Factors:
 
     def count(self, layout: Layout, counts: Mapping[int, int]) -> int:
         """How many indices of a layout are kept, given how many of each factor are."""
+        layout = self.normal(layout)
         if isinstance(layout, int):
-            bound = self._bound.get(layout)
-            if bound is not None:
-                return self.count(bound, counts)
             return counts.get(layout, self._sizes[layout])
         if isinstance(layout, Product):
             total = 1

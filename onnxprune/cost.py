@@ -160,10 +160,9 @@ def cost_model(coupling: Coupling) -> CostModel:
     unknowns = [group.factor for group in coupling.groups]
     polynomials = Polynomials(coupling.factors, unknowns, _single_samples(coupling))
     table = SizeTable(polynomials, unknowns)
-    constant = _constant_values(coupling.model)
-    macs = list(_macs(coupling, table, constant))
+    macs = list(_macs(coupling, table))
     found, fixed_params = uses(coupling, table)
-    alive = list(_alive(coupling, table, constant))
+    alive = list(_alive(coupling, table))
     sizes = table.close(np.array([group.size for group in coupling.groups], np.float64))
     products = sizes.at(sizes.full)
     tensors = tensors_of(found, products)
@@ -215,21 +214,19 @@ def _constant_values(model: Model) -> set[str]:
     return constant
 
 
-def _macs(coupling: Coupling, table: SizeTable, constant: set[str]) -> Iterator[tuple[int, int]]:
-    """The size of every term of multiply-accumulates."""
+def _macs(coupling: Coupling, table: SizeTable) -> Iterator[tuple[int, int]]:
+    """The size of every term of multiply-accumulates; normalize has folded those of constants."""
     for bound in coupling.bound:
-        if not constant.issuperset(bound.node.outputs):
-            for term in bound.fit.macs:
-                size = table.row(bound.letters[letter] for letter in term)
-                if size is not None:
-                    yield size
+        for term in bound.fit.macs:
+            size = table.row(bound.letters[letter] for letter in term)
+            if size is not None:
+                yield size
 
 
-def _alive(
-    coupling: Coupling, table: SizeTable, constant: set[str]
-) -> Iterator[tuple[float, int, int, int]]:
+def _alive(coupling: Coupling, table: SizeTable) -> Iterator[tuple[float, int, int, int]]:
     """Bytes of one product, row, first node and last node of every activation."""
     model = coupling.model
+    constant = _constant_values(model)
     running = [(k, n) for k, n in enumerate(model.nodes) if not constant.issuperset(n.outputs)]
     last = {name: k for k, node in running for name in (*node.inputs, *node.captured)}
     last.update(dict.fromkeys(model.outputs, len(model.nodes) - 1))

@@ -18,11 +18,11 @@ from onnx import TensorProto, helper
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import Array, Model
-from onnxprune.shapes import BATCH, EXTENT, dynamic_axes
+from onnxprune.shapes import BATCH, EXTENT, LENGTH, dynamic_axes
 
 # In place of the sizes that shape inference goes by: attention over the pixels of a picture of
 # 224 takes gigabytes. Networks halve extents: 32 divides these.
-SMALL: Final = {BATCH: (2, 3), EXTENT: (64, 96)}
+SMALL: Final = {BATCH: (2, 3), LENGTH: (7, 12), EXTENT: (64, 96)}
 VISIBLE: Final = 0.9  # share of ones in a mask
 FEW: Final = 2  # ids of unknown meaning lie below this
 # Operands that pick from another operand: the picking one, and the table that it picks from.

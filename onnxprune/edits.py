@@ -16,7 +16,7 @@ import onnx
 from onnx import helper
 
 from onnxprune.files import copy_fields
-from onnxprune.model import Model, Node, captures, operator
+from onnxprune.model import Model, Node, captures, first_name, operator
 from onnxprune.rules import RENAMES
 from onnxprune.shapes import stored
 
@@ -61,19 +61,19 @@ class Edits:
 
     def constant(self, origin: str, node: Node, position: int, wish: Wish) -> None:
         """Let one operand read another constant than the file's ``origin``."""
-        self.wishes[origin][(node.outputs[0], position)] = wish
+        self.wishes[origin][(node.key, position)] = wish
 
     def attribute(self, node: Node, name: str, value: Any) -> None:
         """Set an attribute of a node; None removes it."""
-        self.attributes[node.outputs[0]][name] = value
+        self.attributes[node.key][name] = value
 
     def operand(self, node: Node, position: int, name: str) -> None:
         """Let an operand read another value."""
-        self.operands[(node.outputs[0], position)] = name
+        self.operands[(node.key, position)] = name
 
     def insert(self, node: Node, nodes: Iterable[onnx.NodeProto]) -> None:
         """Put nodes before a node."""
-        self.before[node.outputs[0]].extend(nodes)
+        self.before[node.key].extend(nodes)
 
     def replace(self, output: str, nodes: list[onnx.NodeProto]) -> None:
         """Put nodes in the place of the one with this first output."""
@@ -128,19 +128,19 @@ class Edits:
         nodes = [raw for raw in graph.node if not gone.intersection(raw.output)]
         alive = _live({o.name for o in graph.output} | _dead_ends(graph), nodes)
         origin = {name: param.origin for name, param in self.model.params.items()}
-        seen = {node.outputs[0] for node in self.model.nodes} | self.constants.keys()
+        seen = {node.key for node in self.model.nodes} | self.constants.keys()
         uses = Counter(output.name for output in graph.output)
         for node in self.model.nodes:
             uses.update(origin.get(name, name) for name in (*node.inputs, *node.captured) if name)
         for raw in nodes:
             looked_through = operator(raw) in RENAMES and raw.input[0] in self.constants
-            if id(raw) in alive and raw.output[0] not in seen and not looked_through:
+            if id(raw) in alive and first_name(raw.output) not in seen and not looked_through:
                 uses.update((*raw.input, *captures(raw)))
         return uses
 
     def _node(self, raw: onnx.NodeProto, in_place: dict[str, Wish]) -> Iterable[onnx.NodeProto]:
         """The node with its edits, preceded by what is inserted before it."""
-        key = raw.output[0] if raw.output else ""
+        key = first_name(raw.output)
         if key in self.replaced:
             return self.replaced[key]
         if key in self.added:

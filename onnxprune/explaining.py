@@ -10,6 +10,7 @@ from onnxprune.axes import Layout
 from onnxprune.cost import Cost, CostModel, cost_model
 from onnxprune.coupling import Coupling, Group
 from onnxprune.errors import OnnxPruneError
+from onnxprune.model import subgraphs
 from onnxprune.plan import Keep
 from onnxprune.results import FrozenRow, GroupRow, Inspection
 from onnxprune.rules import Unprunable, row_of
@@ -96,6 +97,13 @@ def nothing_to_prune(coupling: Coupling) -> str:
     name = coupling.model.name
     if not coupling.model.params:
         return f"'{name}' has no weights, so there is nothing to prune"
+    bodies = [i for i in coupling.frozen if coupling.model.nodes[i].proto.attribute]
+    bodies = [i for i in bodies if any(subgraphs(coupling.model.nodes[i].proto))]
+    if bodies:
+        node = coupling.model.nodes[bodies[0]]
+        return (
+            f"'{name}' has no group that can be pruned: {node.label}: {coupling.frozen[bodies[0]]}"
+        )
     rows = sorted(
         frozen_rows(coupling), key=lambda row: (not row.reason.startswith("node "), -row.size)
     )

@@ -7,7 +7,7 @@ layers by accident goes by ``NAME@OUTPUT:INDEX``, one name for each use (see pas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -44,9 +44,14 @@ class Node:
         }
 
     @property
+    def key(self) -> str:
+        """The first result that has a name: what the plan and edits know the node by."""
+        return first_name(self.outputs)
+
+    @property
     def label(self) -> str:
         """What a message calls the node: its name, or its first output's where it has none."""
-        return f"node '{self.proto.name or self.outputs[0]}' ({self.op})"
+        return f"node '{self.proto.name or self.key}' ({self.op})"
 
 
 @dataclass(frozen=True)
@@ -158,6 +163,11 @@ def itemsize(dtype: int) -> float:
     return float(np.dtype(helper.tensor_dtype_to_np_dtype(dtype)).itemsize)
 
 
+def first_name(names: Iterable[str]) -> str:
+    """The first name that is not empty; optional results that are left out have empty ones."""
+    return next((name for name in names if name), "")
+
+
 def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     """The bodies of a control-flow node."""
     for attribute in node.attribute:
@@ -171,6 +181,7 @@ def captures(node: onnx.NodeProto) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for body in subgraphs(node):
         own = {i.name for i in body.input} | {i.name for i in body.initializer}
+        own |= {i.values.name for i in body.sparse_initializer}
         for inner in body.node:
             for name in (*inner.input, *captures(inner)):
                 if name and name not in own:

@@ -219,7 +219,7 @@ def _finish(
             seed = int(settings.get("seed", 0))
             feeds = _feeds(run.inputs, coupling.model)
             verification = verify(coupling, keep, proto, inputs=feeds, seed=seed, values=values)
-        if not verification.ok:
+        if not verification.ok or (keep and verification.blind):
             raise VerificationError(verification.summary())
     else:
         notes = [*notes, "not verified: the proof was switched off"]

@@ -137,6 +137,14 @@ def keep_of(plan: Plan, coupling: Coupling) -> dict[int, Mask]:
     for name, axes in found:
         for axis, indices in axes.items():
             _meet(coupling, keep, str(name), axis, indices)
+    for name, own in plan.groups.items():
+        group = coupling.group(name)
+        mask = keep.get(group.factor) if group is not None else None
+        if group is not None and (mask is None or np.flatnonzero(mask).tolist() != own.keep):
+            raise BadPlanError(
+                f"the plan's group '{name}' and its initializers keep different indices: edit "
+                "both, or leave the groups out"
+            )
     return keep
 
 

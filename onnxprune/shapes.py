@@ -342,6 +342,6 @@ def sample(
         shapes[tensor.name] = tuple(tensor.dims)
         dtypes[tensor.name] = tensor.data_type
     values = dict(constants)
-    opset = max(o.version for o in light.opset_import if o.domain in ("", "ai.onnx"))
+    opset = max((o.version for o in light.opset_import if o.domain in ("", "ai.onnx")), default=1)
     _complete(nodes, shapes, values, dtypes, opset, rules)
     return Sample(shapes, values), dtypes

@@ -82,7 +82,10 @@ class Verification:
         if self.failure is not None:
             return f"the pruned model is not the masked original: {self.failure}"
         if self.blind:
-            return "nothing that varies could be compared: the pruned model is not proven"
+            return (
+                "nothing that varies could be compared, so the pruned model is not proven: give "
+                "real inputs (--inputs FILE.npz), or go without the proof (--no-verify)"
+            )
         return (
             f"the largest relative error of an output is {self.error:.1e}; {self.count} numbers "
             f"were compared, also those of {self.inner_values} values inside the graph"

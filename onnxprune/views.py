@@ -12,7 +12,7 @@ from onnx import external_data_helper, helper, numpy_helper
 
 from onnxprune import shapes
 from onnxprune.errors import BadModelError
-from onnxprune.model import Array, Model, Node, Param, Sample, captures, operator
+from onnxprune.model import Array, Model, Node, Param, Sample, captures, first_name, operator
 from onnxprune.rules import Row
 from onnxprune.rules.values import is_small
 
@@ -103,7 +103,7 @@ def sort(nodes: Iterable[onnx.NodeProto], known: set[str]) -> list[onnx.NodeProt
             made = {out for other in later for out in other.output}
             missing = [x for x in (*node.input, *captures(node)) if x not in available | made]
             found = f"reads '{missing[0]}', which nothing makes" if missing else "is in a cycle"
-            label = f"node '{node.name or node.output[0]}' ({operator(node)})"
+            label = f"node '{node.name or first_name(node.output)}' ({operator(node)})"
             raise BadModelError(f"{label} {found}: the file is not valid")
         waiting = later
     return ordered

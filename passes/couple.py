@@ -111,7 +111,11 @@ class _Walk:
             for axis, layout in zip(axes, self.layouts[name], strict=True):
                 step.meet(axis, layout)
         for name, axes in late:
-            self.layouts[name] = tuple(step.build(axis) for axis in axes)
+            if name not in self.layouts:
+                self.layouts[name] = tuple(step.build(axis) for axis in axes)
+                continue
+            for axis, layout in zip(axes, self.layouts[name], strict=True):
+                step.meet(axis, layout)  # it stands twice among the operands
         for name, axes in zip(node.outputs, fit.results, strict=True):
             if name and axes is not None:
                 self.layouts[name] = tuple(step.build(axis) for axis in axes)

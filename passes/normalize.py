@@ -75,7 +75,7 @@ def _unshared(model: Model) -> Model:
         for position, name in enumerate(node.inputs):
             if name not in shared:
                 continue
-            inputs[position] = use = f"{name}@{node.outputs[0]}:{position}"
+            inputs[position] = use = f"{name}@{node.key}:{position}"
             params[use] = replace(params[name], name=use)
             for shape in shapes:
                 shape[use] = params[name].shape

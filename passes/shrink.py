@@ -87,7 +87,7 @@ class _Shrink:
             if not kept and name not in self.values:
                 continue
             key = (kept, name if name in self.values else "")
-            copy = name if "@" in name else f"{name}@{node.outputs[0]}:{position}"
+            copy = name if "@" in name else f"{name}@{node.key}:{position}"
             make = partial(self._sliced, param, kept)
             self.edits.constant(param.origin, node, position, Wish(key, copy, make))
 
@@ -112,7 +112,7 @@ class _Shrink:
         if not bound.fit.clauses or not bound.removed(self.factors, self.pruned):
             return
         for target, axes in bound.fit.clauses:
-            known = not self.model.held or self._is_stored(bound.node, target)
+            known = len(self.model.samples) == 1 or self._is_stored(bound.node, target)
             sizes = [self._size(bound, axis, known) for axis in axes]
             if isinstance(target, int):
                 self._restate_operand(bound.node, target, sizes)
@@ -161,16 +161,16 @@ class _Shrink:
             self._new_operand(node, position, sizes)
             return
         name = node.inputs[position]
-        known = self.model.constant(name)
         param = self.model.params.get(name)
-        copy = f"{name.partition('@')[0]}@{node.outputs[0]}:{position}"
+        fixed = len(self.model.samples) == 1 or param is not None
+        known = self.model.constant(name) if fixed else None  # else it may differ at other sizes
+        copy = f"{name.partition('@')[0]}@{node.key}:{position}"
         if known is None and None in sizes:
             self._patch(node, position, stated, self.edits.unused(copy))
             return
         flat = [None] * len(sizes) if known is None else known.reshape(-1).tolist()
         new = np.array([o if n is None else n for o, n in zip(flat, sizes, strict=True)])
-        dtype = np.int64 if known is None else known.dtype
-        new = new.astype(dtype)
+        new = new.astype(self._whole_dtype(name) if known is None else known.dtype)
         if known is not None and np.array_equal(known.reshape(-1), new):
             return
         if param is not None:
@@ -185,7 +185,7 @@ class _Shrink:
         """An operand that was left out because its sizes were even: Split."""
         if None in sizes:
             return
-        name = self.edits.unused(f"{node.outputs[0]}@{position}")
+        name = self.edits.unused(f"{node.key}@{position}")
         self.edits.add(numpy_helper.from_array(np.array(sizes, np.int64), name))
         self.edits.operand(node, position, name)
         if "num_outputs" in node.attributes:
@@ -205,15 +205,21 @@ class _Shrink:
             ("Div", "whole", [share.denominator for share in shares]),
             ("Add", "stated", [n or 0 for n in _whole(sizes)]),
         ]
-        nodes = []
+        nodes, name_of = [], computed
         for op, what, values in steps:
             if op != "Div" or max(values) > 1:
                 constant = self.edits.unused(f"{name}/{what}")
-                self.edits.add(numpy_helper.from_array(np.array(values, np.int64), constant))
+                own = np.array(values, self._whole_dtype(name_of))
+                self.edits.add(numpy_helper.from_array(own, constant))
                 result = name if op == "Add" else self.edits.unused(f"{name}/{op.lower()}")
                 nodes.append(helper.make_node(op, [computed, constant], [result]))
                 computed = result
         return nodes
+
+    def _whole_dtype(self, name: str) -> Any:
+        """The integer type of an operand that states sizes."""
+        kind = self.model.dtypes.get(name, onnx.TensorProto.INT64)
+        return helper.tensor_dtype_to_np_dtype(kind)
 
     def keep_sizes(self, node: Node) -> None:
         """Let a Shape node of a value that loses channels give the original sizes."""
@@ -222,7 +228,7 @@ class _Shrink:
         if not any(lost):
             return
         output = node.outputs[0]
-        known = self.model.constant(output)
+        known = self.model.constant(output) if len(self.model.samples) == 1 else None
         if known is not None:
             value = numpy_helper.from_array(known)
             constant = helper.make_node("Constant", [], [output], name=node.proto.name, value=value)

@@ -345,3 +345,13 @@ def test_a_cut_through_a_product_writes_it_out(copies: int, unrolled: bool) -> N
     assert (factors.size(head), factors.size(tail)) == (8, 5 * copies - 8)
     assert factors.reason(inner) == (None if unrolled else WHY)
     assert factors.reason(head) == (None if unrolled else WHY)
+
+
+def test_a_long_chain_of_bindings_needs_no_recursion() -> None:
+    """A residual stream binds each factor to the next one."""
+    factors = Factors()
+    chain = [factors.fresh(4) for _ in range(5000)]
+    for a, b in zip(chain, chain[1:], strict=False):
+        factors.unify(a, b, REASON)
+    assert factors.normal(chain[0]) == chain[-1]
+    assert factors.count(chain[0], {chain[-1]: 3}) == 3  # type: ignore[dict-item]

@@ -176,11 +176,13 @@ def test_a_dynamic_batch_counts_one_sample(batch: int | str) -> None:
 
 def test_a_dynamic_batch_is_found_behind_an_operator_without_a_rule() -> None:
     nodes = [graphs.node("Bernoulli", "x", "r"), graphs.node("MatMul", "r w", "y")]
-    weights = {"w": graphs.weight(0, 4, 8)}
-    proto = graphs.model(nodes, {"x": ["n", 4]}, {"y": ["n", 8]}, weights)
+    weights = {"w": graphs.weight(0, 4, 2)}
+    proto = graphs.model(nodes, {"x": ["n", 4]}, {"y": ["n", 2]}, weights)
     coupling = graphs.coupled(proto)
     assert coupling.frozen
-    assert cost_model(coupling).cost({}).macs == 4 * 8
+    cost = cost_model(coupling).cost({})
+    assert cost.macs == 4 * 2
+    assert cost.peak_bytes == 4 * (4 + 4)
 
 
 def test_a_static_batch_counts_as_it_is() -> None:
@@ -198,6 +200,15 @@ def test_the_peak_ends_with_the_last_reader() -> None:
     ]
     proto = graphs.model(nodes, {"x": [1, 4]}, {"y": [1, 4]}, {})
     assert cost_model(graphs.coupled(proto)).cost({}).peak_bytes == 4 * 4 * 3
+
+
+def test_what_nothing_reads_is_gone_at_once() -> None:
+    nodes = [
+        graphs.node("Split", "x", "a unread", axis=1),
+        graphs.node("Concat", "a a a", "y", axis=1),
+    ]
+    proto = graphs.model(nodes, {"x": [1, 8]}, {"y": [1, 12]}, {})
+    assert cost_model(graphs.coupled(proto)).cost({}).peak_bytes == 4 * (4 + 12)
 
 
 def test_what_constants_make_costs_no_macs() -> None:

@@ -14,9 +14,11 @@ from onnxprune.axes import Mask
 from onnxprune.coupling import Coupling
 from onnxprune.data import random_inputs
 from onnxprune.passes.score import merge_weights, merges, score
+from onnxprune.passes.score.slices import rows
 from onnxprune.passes.shrink import shrink
 from onnxprune.passes.verify import verify
 from tests.graphs import coupled, model, node, weight
+from tests.zoo.fill import load
 
 Array = NDArray[Any]
 Weights = dict[str, Array]
@@ -282,3 +284,47 @@ def test_what_does_not_follow_is_not_merged(proto: onnx.ModelProto, group: str, 
     mask = np.arange(own.size) < (own.size - (4 if own.size > 4 else 1))
     merged = merges(coupling, {own.factor: mask}).get(own.factor)
     assert (0 if merged is None else len(merged.removed)) == found
+
+
+def planted(coupling: Coupling) -> onnx.ModelProto:
+    """The model with the second half of every exact group repeating the first."""
+    values: Weights = {}
+    for group in coupling.groups:
+        half = group.size // 2
+        for member in group.members:
+            param = coupling.model.params[member.param]
+            if member.contracted or param.folded or group.mixing:
+                continue
+            array = values.setdefault(member.param, param.read().copy())
+            moved = np.moveaxis(array, member.axis, 0)
+            own = np.arange(len(moved))
+            places = rows(coupling.factors, member.layout, 0, own, group.factor)
+            moved[places[half : 2 * half]] = moved[places[:half]]
+    return shrink(coupling, {}, values)
+
+
+@pytest.mark.parametrize(
+    ("name", "unmerged"),
+    [
+        ("timm/mobilenetv3_small_050", 0),
+        ("torchvision/shufflenet_v2_x0_5", 0),  # channels are shuffled and cut
+        pytest.param("timm/eca_botnext26ts_256", 3, marks=pytest.mark.slow),
+        pytest.param("timm/mobilevit_xxs", 9, marks=pytest.mark.slow),  # dims of q and k
+        pytest.param("timm/regnetx_004", 0, marks=pytest.mark.slow),
+        pytest.param("torchvision/densenet121", 0, marks=pytest.mark.slow),
+    ],
+)
+def test_copies_in_all_groups_of_real_topologies_are_merged(name: str, unmerged: int) -> None:
+    coupling = coupled(planted(coupled(load(name))))
+    keep = {
+        group.factor: ~np.isin(np.arange(group.size), range(group.size // 2, group.size // 2 * 2))
+        for group in coupling.groups
+        if not group.mixing
+    }
+    found = merges(coupling, keep)
+    whole = {f: mask for f, mask in keep.items() if f in found}
+    assert all(len(found[f].removed) == (~mask).sum() for f, mask in whole.items())
+    assert len(keep) - len(whole) == unmerged
+    values = merge_weights(coupling, found)
+    assert error(coupling, shrink(coupling, whole, values)) < 1e-5
+    assert error(coupling, shrink(coupling, whole)) > 1e-2

@@ -132,6 +132,16 @@ def test_selected_bytes_are_not_exceeded_by_the_file(name: str) -> None:
         assert 0.97 * limit < len(shrink(coupling, keep).SerializeToString()) <= limit
 
 
+def test_a_byte_budget_leaves_room_for_new_names() -> None:
+    coupling, cost, scores = zoo("keras_torch/cnn")
+    options = Options(align=1)
+    half = select(coupling, scores, Budget(size_bytes=0.5), options, cost)
+    assert len(shrink(coupling, half.keep).SerializeToString()) > half.cost_after.size_bytes
+    limit = half.cost_after.size_bytes  # what fits to the byte by the count alone
+    keep = select(coupling, scores, Budget(size_bytes=limit), options, cost).keep
+    assert len(shrink(coupling, keep).SerializeToString()) <= limit
+
+
 @pytest.mark.parametrize("name", ZOO)
 def test_a_ratio_takes_its_share_of_every_group(name: str) -> None:
     coupling, _, _ = zoo(name)

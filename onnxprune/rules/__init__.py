@@ -62,7 +62,7 @@ def fit_node(node: Node, model: Model, rules: Mapping[str, Row]) -> tuple[Fit, .
     lines = set()
     for sample in model.samples:
         site = Site(node, model, sample)
-        line = row(site) if callable(row) else row
+        line = _line(row, site)
         lines.add(line)
         rule = parse(line)
         operands = _shapes(sample.shapes, node.inputs, rule.operands, "operand")
@@ -75,6 +75,14 @@ def fit_node(node: Node, model: Model, rules: Mapping[str, Row]) -> tuple[Fit, .
     if len(lines) != 1:
         raise Unprunable("what it does with its axes depends on dynamic sizes")
     return tuple(fits)
+
+
+def _line(row: Row, site: Site) -> str:
+    """The row's line on one node; a node that the rule can't read is frozen, not an error."""
+    try:
+        return row(site) if callable(row) else row
+    except (IndexError, KeyError, ValueError) as error:
+        raise Unprunable(f"its attributes or shapes are odd: {error!r}") from error
 
 
 def made_shapes(

@@ -69,6 +69,8 @@ def _cut(
     """
     letter = f"a{axis}"
     whole = f"_a{axis}", f"_b{axis}", "_", "_"
+    if (start is None or end is None) and step != 1:
+        return whole
     if start is None or end is None:
         return (letter, letter, "_", "_") if size is not None and size == kept else whole
     if size is None:
@@ -228,6 +230,9 @@ def squeeze(site: Site) -> str:
     clauses = []
     if axes is None:
         axes = [k for k, n in enumerate(shape) if n == 1]
+        stated = site.model.shape(site.node.inputs[0]) or (None,)
+        if None in stated:
+            raise Unprunable("which axes it squeezes depends on dynamic sizes")
         # Said now, for another axis may lose all but one of its indices.
         where = "axes" if site.model.opset < 13 else "[1]"
         clauses = [f"{where}={' '.join(map(str, axes))}"] if axes else []

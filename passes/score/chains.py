@@ -32,6 +32,7 @@ from onnxprune.passes.score.slices import as_float, rows
 LINEAR: Final = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", "Mul"})
 NORMALIZES: Final = frozenset({"BatchNormalization"})  # x, scale, bias, mean, variance
 ADDS: Final = frozenset({"Add", "Max", "Mean", "Min", "Sub", "Sum"})
+DROPS: Final = frozenset({"Slice"})  # what it leaves out is read by nobody
 _HOMOGENEOUS: Final = """
     AveragePool Concat DepthToSpace Dropout Expand Flatten GlobalAveragePool GlobalMaxPool Identity
     LeakyRelu MaxPool ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape Resize Slice
@@ -110,7 +111,7 @@ class _Chain:
         for name, axes in zip(node.outputs, fit.results, strict=True):
             if name and axes is not None and lasting & _letters([axes]):
                 self.ratio[name] = result
-        for letter in letters - lasting:
+        for letter in letters - lasting if node.op not in DROPS else ():
             self.contract(bound, letter)
         for name, axes in zip(node.inputs, fit.operands, strict=True):
             for axis, pattern in enumerate(axes or ()):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from tests.zoo.duplicates import duplicated, with_values
 from tests.zoo.fill import load
 
 TOLERANCE = 1e-5
+ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden_groups.txt"
 # Nothing to prune: every channel is an input or an output, or the weights are inside a loop.
 UNPRUNABLE = frozenset(
@@ -105,3 +109,36 @@ def test_law_4_plans_compose(coupling: Coupling) -> None:
         ):
             for value in wanted:
                 np.testing.assert_array_equal(a[value], b[value])
+
+
+SCRIPT = """
+import hashlib, sys
+from onnxprune.passes.shrink import shrink
+from onnxprune.plan import make_plan
+from tests.zoo import support
+from tests.zoo.fill import load
+for name in sys.argv[1:]:
+    coupling = support.structure(load(name))
+    keep = support.half(coupling)
+    print(hashlib.sha256(shrink(coupling, keep).SerializeToString()).hexdigest())
+    print(hashlib.sha256(make_plan(coupling, keep, None).to_json().encode()).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_law_4_every_process_writes_the_same_bytes() -> None:
+    """Sets of strings have another order in each process."""
+    names = ["keras_torch/cnn", "others/bert.legacy", "torchvision/shufflenet_v2_x0_5"]
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", SCRIPT, *names],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert found[0].count("\n") == 2 * len(names)
+    assert found[0] == found[1]
