@@ -200,20 +200,20 @@ class _Shrink:
     def _patched(self, computed: str, sizes: list[Stated], name: str) -> list[onnx.NodeProto]:
         """``computed * 0/1 + sizes``: dynamic elements stay computed, or ``computed * 3 / 4``."""
         shares = [n if isinstance(n, Fraction) else Fraction(n is None) for n in sizes]
-        steps = [
-            ("Mul", "dynamic", [share.numerator for share in shares]),
-            ("Div", "whole", [share.denominator for share in shares]),
-            ("Add", "stated", [n or 0 for n in _whole(sizes)]),
+        every = [
+            ("Mul", 1, [share.numerator for share in shares]),
+            ("Div", 1, [share.denominator for share in shares]),
+            ("Add", 0, [n or 0 for n in _whole(sizes)]),
         ]
-        nodes, name_of = [], computed
-        for op, what, values in steps:
-            if op != "Div" or max(values) > 1:
-                constant = self.edits.unused(f"{name}/{what}")
-                own = np.array(values, self._whole_dtype(name_of))
-                self.edits.add(numpy_helper.from_array(own, constant))
-                result = name if op == "Add" else self.edits.unused(f"{name}/{op.lower()}")
-                nodes.append(helper.make_node(op, [computed, constant], [result]))
-                computed = result
+        steps = [(op, values) for op, neutral, values in every if {neutral} != set(values)]
+        nodes, dtype = [], self._whole_dtype(computed)
+        for position, (op, values) in enumerate(steps, 1):
+            constant = self.edits.unused(f"{name}/{op.lower()}_by")
+            self.edits.add(numpy_helper.from_array(np.array(values, dtype), constant))
+            last = position == len(steps)
+            result = name if last else self.edits.unused(f"{name}/{op.lower()}")
+            nodes.append(helper.make_node(op, [computed, constant], [result]))
+            computed = result
         return nodes
 
     def _whole_dtype(self, name: str) -> Any:

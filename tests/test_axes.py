@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -351,7 +352,7 @@ def test_a_long_chain_of_bindings_needs_no_recursion() -> None:
     """A residual stream binds each factor to the next one."""
     factors = Factors()
     chain = [factors.fresh(4) for _ in range(5000)]
-    for a, b in zip(chain, chain[1:], strict=False):
-        factors.unify(a, b, REASON)
+    for a, b in pairwise(chain):
+        factors.unify(a, b, Reason("a test"))
     assert factors.normal(chain[0]) == chain[-1]
     assert factors.count(chain[0], {chain[-1]: 3}) == 3  # type: ignore[dict-item]
