@@ -194,6 +194,8 @@ class _Shrink:
     def _patch(self, node: Node, position: int, sizes: list[Stated], name: str) -> None:
         """Let an operand state sizes of which some stay computed."""
         nodes = self._patched(node.inputs[position], sizes, name)
+        if not nodes:
+            return  # what is lost is computed as it should be
         self.edits.insert(node, nodes)
         self.edits.operand(node, position, name)
 
