@@ -17,8 +17,10 @@ from onnxprune.coupling import Coupling
 from onnxprune.data import random_inputs
 from onnxprune.files import load
 from onnxprune.model import Model
+from onnxprune.pair import behind
 from onnxprune.passes.couple import couple
 from onnxprune.passes.normalize import normalize
+from onnxprune.rules.tables import ORDERING
 from tests.zoo.fill import names
 
 Results = dict[str, Any]
@@ -89,20 +91,26 @@ def _plain(value: Any) -> Any:
 def probes(coupling: Coupling, *others: onnx.ModelProto) -> tuple[str, ...]:
     """The outputs, and some floating-point values from all over the graph that all models make.
 
-    Outputs alone would not do: detectors find nothing in noise, and give empty ones.
+    Outputs alone would not do: detectors find nothing in noise, and give empty ones. Values behind
+    TopK, NonMaxSuppression and the like are left out: where two scores are nearly equal, one
+    rounding picks another box. (Law 2 compares them, with the oracle's picks put in.)
     """
     model = coupling.model
+    picked = {name for node in model.nodes if node.op in ORDERING for name in node.outputs}
+    picked |= behind(model.nodes, picked)
     made = [{x for node in proto.graph.node for x in node.output} for proto in others]
     inner = [
         name
         for bound in coupling.bound
         for name in bound.node.outputs
         if bound.fit.contracted
+        and name not in picked
         and all(name in found for found in made)
         and model.dtypes.get(name) == onnx.TensorProto.FLOAT
     ]
     step = max(1, len(inner) // INNER)
-    return tuple(dict.fromkeys((*model.outputs, *inner[::-1][: step * INNER : step])))
+    outputs = [name for name in model.outputs if name not in picked]
+    return tuple(dict.fromkeys((*outputs, *inner[::-1][: step * INNER : step])))
 
 
 def run(proto: onnx.ModelProto, model: Model, wanted: Sequence[str]) -> list[Results]:
