@@ -18,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -48,6 +49,7 @@ class Row:
         macs_left: of the result; as before where there is none.
         reason: why it failed, and in what phase.
         details: what the tool says of itself.
+        commit: what onnxprune was then (a run that continues may mix them).
     """
 
     model: str
@@ -59,6 +61,7 @@ class Row:
     peak_rss_mb: float
     reason: str = ""
     details: dict[str, float | str] = field(default_factory=dict)
+    commit: str = ""
 
     @property
     def removed(self) -> float:
@@ -204,10 +207,17 @@ def _row(
         status, reason = "nothing", reason.partition(ERROR_NAME)[2]
     elif run.failed_in and reason:
         reason = f"{run.failed_in}: {reason}"
-    if status != "ok":
-        macs_left = macs
     return Row(
-        name, tool, status, macs, macs_left, run.cpu_s, run.peak_rss_mb, reason, dict(run.details)
+        model=name,
+        tool=tool,
+        status=status,
+        macs=macs,
+        macs_left=macs_left if status == "ok" else macs,
+        cpu_s=run.cpu_s,
+        peak_rss_mb=run.peak_rss_mb,
+        reason=reason,
+        details=dict(run.details),
+        commit=harness.versions()["commit"],
     )
 
 
@@ -304,9 +314,11 @@ def _report(rows: list[Row], wanted: argparse.Namespace) -> None:
         for tool in present
         if tool in RIVAL_PACKAGES and (python := rivals.venv_python(tool))
     }
+    commits = dict(Counter(row.commit for row in rows))
+    print(f"rows by commit: {commits}")
     path = harness.save(
         "coverage",
-        {"summaries": summaries, "rows": rows, "counts_that_differ": disagree},
+        {"commits": commits, "summaries": summaries, "rows": rows, "counts_that_differ": disagree},
         vars(wanted),
         {
             name: version

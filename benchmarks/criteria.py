@@ -71,7 +71,8 @@ class Variant:
 
 RANDOM = [Variant("random", seed=seed) for seed in range(SEEDS)]
 ORDERS = [*RANDOM, *(Variant(c) for c in CRITERIA if c != "random")]
-ORDERS += [Variant(c, sides=s) for c in ("l1", "l2", "linf", "fpgm") for s in SIDES]
+ORDERS += [Variant("l2", sides=sides) for sides in SIDES]
+ORDERS += [Variant(c, sides=sides) for c in ("l1", "fpgm") for sides in ("both", "produced")]
 SCALED = [Variant("l2", scale=scale) for scale in ("max", "none")]
 
 

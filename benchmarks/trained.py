@@ -127,11 +127,11 @@ def notes(count: int, generator: np.random.Generator) -> Array:
 
 Maker = Callable[[np.random.Generator], Array]
 SHIPPED: dict[str, tuple[Path, Maker]] = {
-    "PP-OCRv4 rec": (OCR / "ch_PP-OCRv4_rec_infer.onnx", lambda g: lines_of_text(2, 320, g)),
-    "PP-OCRv4 det": (OCR / "ch_PP-OCRv4_det_infer.onnx", lambda g: pages_of_text(2, g)),
     "PP-OCRv2 cls": (OCR / "ch_ppocr_mobile_v2.0_cls_infer.onnx", lambda g: upside_down(16, g)),
     "magika": (Path("magika/models/standard_v3_3/model.onnx"), lambda g: heads_of_files(16, g)),
     "basic-pitch": (Path("basic_pitch/saved_models/icassp_2022/nmp.onnx"), lambda g: notes(2, g)),
+    "PP-OCRv4 det": (OCR / "ch_PP-OCRv4_det_infer.onnx", lambda g: pages_of_text(2, g)),
+    "PP-OCRv4 rec": (OCR / "ch_PP-OCRv4_rec_infer.onnx", lambda g: lines_of_text(1, 320, g)),
 }
 
 

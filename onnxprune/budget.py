@@ -67,7 +67,7 @@ class Budget:
             return self
         shares = {}
         for measure, limit in self.limits(before).items():
-            full = getattr(before, measure)
+            full = getattr(before, measure) or 1
             shares[measure] = max(full * min(1.0, limit / full) ** (step / steps), limit)
         return replace(self, **shares)
 
@@ -87,7 +87,7 @@ class Options:
         exclude: no group of which a name matches one of these.
         exact_only: no mixing group.
         per_group: for the scope per-group, ratios by pattern, the first match counting; groups
-            that match none stay whole.
+            that match none lose the budget's ratio, or nothing.
     """
 
     scope: Scope = "global"

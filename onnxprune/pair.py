@@ -67,7 +67,7 @@ class Pair:
         proto = masked(self.coupling, self.keep, names, self.values, jitter)
         if pins:
             _pin(proto.graph, pins)
-        return self._runner(proto, self.coupling.model.folder, fuse=jitter is None)
+        return self._runner(proto, self.coupling.model.folder, jitter is None, retry=True)
 
     def pruned(self, names: Sequence[str], pins: Results | None = None) -> Runner:
         """A session of the pruned model that can give these values.
@@ -83,12 +83,20 @@ class Pair:
         if pins:
             _pin(proto.graph, pins)
         proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra)
-        return self._runner(proto, self.folder, fuse=True)
+        return self._runner(proto, self.folder, fuse=True, retry=bool(extra or pins))
 
-    def _runner(self, proto: onnx.ModelProto, folder: Path | None, fuse: bool) -> Runner:
+    def _runner(
+        self, proto: onnx.ModelProto, folder: Path | None, fuse: bool, retry: bool
+    ) -> Runner:
         if self.wide:
             widen(proto, folder)
-        session = runtime.session(proto, folder, optimize=fuse)
+        try:
+            session = runtime.session(proto, folder, optimize=fuse)
+        except runtime.RunError:
+            if not (fuse and retry):
+                raise
+            # Some fusions drop a value that is asked for, and then ONNX Runtime misses it.
+            session = runtime.session(proto, folder, optimize=False)
         known = {value.name for value in session.get_inputs()}
 
         def run(feeds: runtime.Feeds, names: Sequence[str]) -> Results:

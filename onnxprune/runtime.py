@@ -52,7 +52,9 @@ def session(
             options.add_session_config_entry(
                 "session.model_external_initializers_file_folder_path", str(folder)
             )
-        return ort.InferenceSession(proto.SerializeToString(), options, providers=providers)
+        return ort.InferenceSession(
+            proto.SerializeToString(), options, providers=providers, enable_fallback=0
+        )
     except Exception as error:
         raise RunError(f"ONNX Runtime can't load the model: {_brief(error)}") from error
 

@@ -95,7 +95,8 @@ def select(
     check(budget, options)
     cost = cost or cost_model(coupling)
     before = cost.cost({})
-    limits = budget.limits(before)
+    given = budget.limits(before)
+    limits = {measure: limit for measure, limit in given.items() if getattr(before, measure) > 0}
     if "size_bytes" in limits and before.size_bytes > limits["size_bytes"]:
         limits["size_bytes"] *= SPARE
     goal = _Goal(cost, limits)
@@ -104,8 +105,8 @@ def select(
     if limits:
         free &= np.any([cost.touching(m, limit) for m, limit in limits.items()], axis=0)
     needs = _needs(coupling, scores, goal)
-    space = _space(needs, alignment(coupling, options.align), options, free, bool(limits))
-    if limits:
+    space = _space(needs, alignment(coupling, options.align), options, free, bool(given))
+    if given:
         counts, note = _search(space, goal, rates, budget, options)
         notes += note
     else:
@@ -215,7 +216,8 @@ class _Goal:
     def use(self, counts: Values) -> float:
         """The share of the tightest budget that these counts use: at most 1 where all hold."""
         cost = self.cost.at(counts)
-        return max(float(getattr(cost, m)) / limit for m, limit in self.limits.items())
+        uses = (float(getattr(cost, m)) / limit for m, limit in self.limits.items())
+        return max(uses, default=0.0)
 
     def uses(self, counts: Values, others: Values) -> Values:
         """About the same (v,) for other counts of one group at a time."""

@@ -14,7 +14,10 @@ import onnxruntime as ort
 import pytest
 from typer.testing import CliRunner
 
-from onnxprune import api, cli, cli_options, pipeline
+from onnxprune import api, cli, pipeline
+from onnxprune.cli import options as cli_options
+from onnxprune.cli import shell
+from onnxprune.cli.prune import CHOICES
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.passes.score import CRITERIA
 from onnxprune.plan import read_plan
@@ -170,7 +173,7 @@ def test_an_interrupt_before_a_command_is_one_line(
     def interrupt(**_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "app", interrupt)
+    monkeypatch.setattr(shell, "app", interrupt)
     with pytest.raises(SystemExit, match="130"):
         cli.main()
     assert capsys.readouterr().err == "onnxprune: interrupted\n"
@@ -280,7 +283,7 @@ def test_every_choice_of_the_library_has_an_option() -> None:
         if parameter.kind is parameter.KEYWORD_ONLY
     }
     elsewhere = {"per_group", "rules", "verify", "output", "progress"}
-    assert set(cli.CHOICES) | elsewhere == keywords
+    assert set(CHOICES) | elsewhere == keywords
 
 
 def test_the_rule_table() -> None:

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 50  # docstrings left out
-MAX_TOTAL_LINES = 11000  # raise it only with a reason in docs/adr
+MAX_TOTAL_LINES = 20000  # raise it only with a reason in docs/adr (see 0002)
 
 # Modules of onnxprune, or whole subpackages. A module imports from its own floor or from below.
 FLOORS = {
@@ -43,6 +43,7 @@ FLOORS = {
     "cost": 1,
     "data": 1,
     "runtime": 1,
+    "target": 1,
     "torch_bridge": 1,
     "passes": 2,
     "recipe": 3,
@@ -50,7 +51,6 @@ FLOORS = {
     "pipeline": 3,
     "report": 4,
     "cli": 4,
-    "cli_options": 4,
     "__init__": 5,
     "__main__": 5,
 }

@@ -421,6 +421,26 @@ def test_a_model_within_its_budget_stays_as_it_is() -> None:
     assert found.limits == ("the model is within the budget as it is",)
 
 
+def test_a_cost_that_a_model_has_not_got_is_no_matter() -> None:
+    nodes = [
+        graphs.node("Gather", "table x", "rows"),
+        graphs.node("Mul", "rows scale", "scaled"),
+        graphs.node("ReduceSum", "scaled axes", "y", keepdims=0),
+    ]
+    weights: dict[str, Any] = {"table": graphs.weight(0, 9, 8), "scale": graphs.weight(1, 8)}
+    weights["axes"] = np.array([2])
+    proto = graphs.model(nodes, {"x": [1, 5]}, {"y": [1, 5]}, weights, x=onnx.TensorProto.INT64)
+    coupling = graphs.coupled(proto)
+    scores = scores_of(coupling)
+    found = select(coupling, scores, Budget(macs=0.5), Options())
+    assert found.keep == {}
+    assert found.limits == ("the model is within the budget as it is",)
+    found = select(coupling, scores, Budget(macs=0.5, params=0.5), Options())
+    assert counts_of(coupling, found.keep) == [4]
+    step = Budget(macs=0.5).at_step(1, 2, found.cost_before)
+    assert step.limits(found.cost_before) == {"macs": 0}
+
+
 def test_a_stair_is_told() -> None:
     coupling = graphs.coupled(net([3, 64, 5]))
     found = select(coupling, scores_of(coupling), Budget(macs=0.7), Options())

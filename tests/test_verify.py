@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from onnxprune import compare, files, oracle
+from onnxprune import compare, files, oracle, runtime
 from onnxprune.axes import Mask
 from onnxprune.coupling import Coupling
 from onnxprune.errors import OnnxPruneError
@@ -388,6 +388,22 @@ def test_decisions_inside_bodies_are_pinned() -> None:
     found = verify(coupling, keep, small)
     assert found.ok, found.failure
     assert found.checks[0].ordering
+
+
+def test_a_value_that_a_fusion_drops_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, asked = runtime.session, []
+
+    def session(proto: onnx.ModelProto, folder: Path | None, optimize: bool = True) -> Any:
+        asked.append(optimize)
+        if optimize and len(proto.graph.output) > 1:
+            raise runtime.RunError("a fusion dropped it")
+        return real(proto, folder, optimize=optimize)
+
+    monkeypatch.setattr(runtime, "session", session)
+    found = verify(*pruned("residual"))
+    assert found.ok
+    assert found.inner_values > 0
+    assert asked == [True, True, True, False, True, False]
 
 
 def test_errors() -> None:

@@ -1,0 +1,131 @@
+"""Commands that prune and prove: prune, apply, verify."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import typer
+
+from onnxprune.cli import options
+from onnxprune.cli.shell import app
+from onnxprune.cli.targets import Files, check, finish
+from onnxprune.errors import OnnxPruneError, VerificationError
+from onnxprune.report.console import progress, show
+
+PASSES: Final = 5  # load, couple, shrink, verify, write; score and select come once a step
+# Options of the command that go to api.prune by their own names.
+CHOICES: Final = (
+    *("ratio", "macs", "params", "size_bytes", "peak_bytes", "criterion", "scope", "align"),
+    *("min_channels", "max_ratio", "include", "exclude", "exact_only", "steps", "inputs", "seed"),
+)
+
+
+@app.command()
+def prune(
+    ctx: typer.Context,
+    model: options.ModelFile,
+    output: options.Output = None,
+    ratio: options.Ratio = None,
+    macs: options.Macs = None,
+    params: options.Params = None,
+    size_bytes: options.SizeBytes = None,
+    peak_bytes: options.PeakBytes = None,
+    criterion: options.Criterion = None,
+    scope: options.Scope = "global",
+    group_ratio: options.GroupRatio = [],  # noqa: B006
+    align: options.Align = "auto",
+    min_channels: options.MinChannels = 1,
+    max_ratio: options.MaxRatio = None,
+    include: options.Include = [],  # noqa: B006
+    exclude: options.Exclude = [],  # noqa: B006
+    exact_only: options.ExactOnly = False,
+    steps: options.Steps = 1,
+    rule: options.Rules = [],  # noqa: B006
+    inputs: options.Inputs = None,
+    no_verify: options.NoVerify = False,
+    seed: options.Seed = 0,
+    plan: options.WritePlan = None,
+    report: options.WriteReport = None,
+    dry_run: options.DryRun = False,
+    json_: options.AsJson = False,
+    quiet: options.Quiet = False,
+    every: options.All = False,
+) -> None:
+    """Make a model smaller, and prove that nothing else changed."""
+    if output is None and plan is None and report is None and not dry_run:
+        raise OnnxPruneError(
+            "nothing to write: give -o FILE, or --dry-run to see what would happen"
+        )
+    files = Files((model, inputs), output, plan, report, dry_run)
+    check(files, inputs, no_verify)
+    given = {name: ctx.params[name] for name in CHOICES if ctx.params[name] is not None}
+    given["per_group"], given["rules"] = options.ratios_of(group_ratio), options.rules_of(rule)
+    with progress(not (json_ or quiet), PASSES + 2 * steps) as tell:
+        from onnxprune import api
+
+        target = None if dry_run else output
+        found = api.prune(model, verify=not no_verify, output=target, progress=tell, **given)[1]
+    finish(found, files, json_, quiet, every)
+
+
+@app.command()
+def apply(
+    model: options.ModelFile,
+    plan: options.PlanFile,
+    output: options.Output = None,
+    rule: options.Rules = [],  # noqa: B006
+    inputs: options.Inputs = None,
+    no_verify: options.NoVerify = False,
+    report: options.WriteReport = None,
+    dry_run: options.DryRun = False,
+    json_: options.AsJson = False,
+    quiet: options.Quiet = False,
+    every: options.All = False,
+) -> None:
+    """Replay a plan, on its own model or on a twin with the same names (fp16, QDQ)."""
+    if output is None and not dry_run:
+        raise OnnxPruneError(
+            "nothing to write: give -o FILE, or --dry-run to see what would happen"
+        )
+    files = Files((model, plan, inputs), output, None, report, dry_run)
+    check(files, inputs, no_verify)
+    rules = options.rules_of(rule)
+    with progress(not (json_ or quiet), PASSES - 1) as tell:
+        from onnxprune import api
+
+        _, found = api.apply(
+            model,
+            plan,
+            verify=not no_verify,
+            inputs=inputs,
+            rules=rules,
+            output=None if dry_run else output,
+            progress=tell,
+        )
+    finish(found, files, json_, quiet, every)
+
+
+@app.command()
+def verify(
+    model: options.ModelFile,
+    small: options.SmallFile,
+    plan: options.GivenPlan,
+    rule: options.Rules = [],  # noqa: B006
+    inputs: options.Inputs = None,
+    seed: options.Seed = 0,
+    json_: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Prove that a pruned model is the original without what its plan removes."""
+    rules = options.rules_of(rule)
+    with progress(not (json_ or quiet)):
+        from onnxprune import api
+        from onnxprune.report import tables
+
+        found = api.verify(model, small, plan, inputs=inputs, seed=seed, rules=rules)
+    if json_:
+        typer.echo(tables.verification_json(found), nl=False)
+    elif not quiet:
+        show(tables.verification(found))
+    if not found.ok:
+        raise VerificationError(found.summary())

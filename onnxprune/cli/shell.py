@@ -1,0 +1,77 @@
+"""The typer application: its errors become one line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any, Final
+
+import typer
+from typer.core import TyperGroup
+
+from onnxprune.errors import GateError, OnnxPruneError
+
+FAILED: Final = 1
+BAD_INPUT: Final = 2
+INTERRUPTED: Final = 130
+
+
+class _Commands(TyperGroup):
+    """All commands; errors become one line on stderr and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except GateError as error:
+            raise _ends(str(error), FAILED) from error
+        except OnnxPruneError as error:
+            raise _ends(str(error), BAD_INPUT) from error
+        except BrokenPipeError:
+            raise  # the reader of stdout has gone: nobody is there to tell
+        except OSError as error:
+            where = f"'{error.filename}': " if error.filename else ""
+            raise _ends(f"{where}{error.strerror or error}", BAD_INPUT) from error
+        except MemoryError as error:
+            raise _ends("there is not enough memory for this model", BAD_INPUT) from error
+        except KeyboardInterrupt as error:
+            raise _ends("interrupted", INTERRUPTED) from error
+
+
+def _ends(text: str, code: int) -> typer.Exit:
+    typer.echo(f"onnxprune: {text}", err=True)
+    return typer.Exit(code)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    name="onnxprune",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        app(prog_name="onnxprune")
+    except KeyboardInterrupt:  # before a command began
+        typer.echo("onnxprune: interrupted", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"onnxprune {version('onnxprune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def onnxprune(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """A structured pruning compiler for ONNX: any .onnx in, a proven smaller .onnx out."""
