@@ -5,7 +5,7 @@ Every cost is made of sizes of values, which are polynomials in the kept counts 
 ``CostModel.cost`` is a handful of numpy operations. What no group touches is added up before.
 
 Costs are those of one sample: where axis 0 of a graph input is dynamic, it counts as 1. Any other
-dynamic axis has the size that the model's first sample gives it (see ``onnxprune.shapes``).
+dynamic axis has the size that the model's first sample gives it (see ``onnxprune.dynamic``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnxprune import shapes
+from onnxprune import dynamic
 from onnxprune.axes import Values
 from onnxprune.coupling import Coupling
 from onnxprune.model import Model, itemsize
@@ -185,9 +185,9 @@ def _summed(sizes: list[tuple[int, int]], rows: int) -> Values:
 
 def _single_samples(coupling: Coupling) -> dict[int, int]:
     """What factors that count samples are for one sample: told by their two sizes."""
-    first, second = shapes.BATCH
+    first, second = dynamic.BATCH
     found = {}
-    for name, symbols in shapes.dynamic_axes(coupling.model.proto).items():
+    for name, symbols in dynamic.dynamic_axes(coupling.model.proto).items():
         if symbols and symbols[0] is not None and name in coupling.layouts:
             batch = coupling.factors.normal(coupling.layouts[name][0])
             if isinstance(batch, int):

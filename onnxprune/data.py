@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto, helper
 
+from onnxprune.dynamic import BATCH, EXTENT, LENGTH, dynamic_axes
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import Array, Model
-from onnxprune.shapes import BATCH, EXTENT, LENGTH, dynamic_axes
 
 # In place of the sizes that shape inference goes by: attention over the pixels of a picture of
 # 224 takes gigabytes. Networks halve extents: 32 divides these.

@@ -18,16 +18,10 @@ from onnxprune.coupling import Coupling
 from onnxprune.model import Array, Node, operator, subgraphs
 from onnxprune.oracle import FLOATS, masked
 from onnxprune.plan import Keep
-from onnxprune.rules.tables import ORDERING, ROUNDS_AT
+from onnxprune.rules.tables import CASTS, JOINS, JUMPS, MOVES, ROUNDS_AT
 from onnxprune.widen import widen, widened
 
 Results = dict[str, Any]
-# Operators whose results jump where an operand moves by one rounding; casts do where they cut off.
-JUMPS: Final = ORDERING | {
-    *("Ceil", "DynamicQuantizeLinear", "Equal", "Floor", "Greater", "GreaterOrEqual", "Less"),
-    *("LessOrEqual", "QuantizeLinear", "Round", "Sign"),
-}
-CASTS: Final = frozenset({"Cast", "CastLike"})
 PORTION_BYTES: Final = 2**29  # of values inside the graph that are held at once, per model
 UNKNOWN: Final = 256  # indices that an axis of unknown size is supposed to have
 Runner = Callable[[runtime.Feeds, Sequence[str]], Results]
@@ -155,13 +149,24 @@ class Pair:
         """The values inside the graph that are worth comparing, in topological order.
 
         They are the results of all nodes that read a pruned parameter or combine pruned indices,
-        and what deciding nodes read. An error there may be damped beyond notice at the outputs.
+        what deciding nodes read, and what an output is joined of. An error there may be damped
+        beyond notice at the outputs, or be small beside their largest part.
         """
         made = [name for _, name in self.shared()]
         read = {x for node in self.deciding() for x in (*node.inputs, *node.captured)}
+        read.update(self._joined())
         wanted = set(self._touched()) | {name for name in read if self.is_float(name)}
         wanted.difference_update(self.coupling.model.outputs)
         return [name for name in made if name in wanted]
+
+    def _joined(self) -> Iterator[str]:
+        """The parts that the graph's outputs are put together of without computing anything."""
+        moved = set(self.coupling.model.outputs)
+        for node in reversed(self.coupling.model.nodes):
+            if node.op in MOVES and not moved.isdisjoint(node.outputs):
+                moved.update(node.inputs)
+                if node.op in JOINS:
+                    yield from node.inputs
 
     def _touched(self) -> Iterator[str]:
         pruned = frozenset(factor for factor, mask in self.keep.items() if not mask.all())

@@ -11,27 +11,21 @@ arithmetic is needed, and a rule that holds in both holds for the structure (see
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxprune.errors import BadModelError
-from onnxprune.model import Array, Node, Sample, operator
+from onnxprune.dynamic import choices, dynamic_axes
+from onnxprune.errors import BadModelError, RuleError
+from onnxprune.model import Array, Model, Node, Sample, operator
 from onnxprune.notation import Shape
-from onnxprune.rules import Row, made_shapes
+from onnxprune.rules import Row, Unprunable, fit_node, made_shapes
 from onnxprune.rules.tables import CONSTANTS, REARRANGES, SAME_SHAPE
 from onnxprune.rules.values import SIZES, evaluate, is_small
 
-# Two choices for each kind of dynamic axis: primes for what counts things, round numbers for what
-# networks halve again and again.
-BATCH: Final = (13, 17)
-LENGTH: Final = (31, 37)
-EXTENT: Final = (224, 256)
-SAMPLES_1D: Final = (16000, 17920)
-USUAL: Final = (32, 48, 64, 96, 128, 160, 320, 512, 640)
 INFERENCE_ERRORS: Final = (
     onnx.shape_inference.InferenceError,
     onnx.defs.SchemaError,
@@ -70,51 +64,6 @@ def is_external(tensor: onnx.TensorProto) -> bool:
     return tensor.data_location == onnx.TensorProto.EXTERNAL
 
 
-def dynamic_axes(proto: onnx.ModelProto) -> dict[str, list[str | None]]:
-    """For each required input the symbol of each axis; None where the size is fixed."""
-    constants = {tensor.name for tensor in proto.graph.initializer}
-    found = {}
-    for value in proto.graph.input:
-        if value.name in constants or not value.type.HasField("tensor_type"):
-            continue
-        dims = value.type.tensor_type.shape.dim
-        found[value.name] = [
-            None if dim.dim_value > 0 else dim.dim_param or f"{value.name}:{axis}"
-            for axis, dim in enumerate(dims)
-        ]
-    return found
-
-
-def choices(proto: onnx.ModelProto) -> Iterator[list[dict[str, int]]]:
-    """Concrete sizes for every dynamic symbol: an empty choice, or two that differ everywhere.
-
-    The first pair suits most networks. Some declare an axis dynamic and still need one size of it
-    (an OCR net of height 48); so further pairs hold one symbol at a usual size, in turn.
-    """
-    sizes: dict[str, tuple[int, int]] = {}
-    types = {v.name: v.type.tensor_type.elem_type for v in proto.graph.input}
-    for name, symbols in dynamic_axes(proto).items():
-        whole = types[name] not in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
-        for axis, symbol in enumerate(symbols):
-            if symbol is None:
-                continue
-            if axis == 0:
-                pair = BATCH
-            elif whole:
-                pair = LENGTH
-            else:
-                pair = SAMPLES_1D if len(symbols) == 2 else EXTENT
-            sizes.setdefault(symbol, pair)
-    if not sizes:
-        yield [{}]
-        return
-    yield [{symbol: pair[k] for symbol, pair in sizes.items()} for k in range(2)]
-    for held, usual in sizes.items():
-        for size in (1,) if usual == BATCH else USUAL:
-            held_at = {**sizes, held: (size, size)}
-            yield [{symbol: pair[k] for symbol, pair in held_at.items()} for k in range(2)]
-
-
 def best_samples(
     proto: onnx.ModelProto,
     light: onnx.ModelProto,
@@ -130,6 +79,8 @@ def best_samples(
     for turn, pair in enumerate(choices(proto)):
         found = [sample(light, nodes, constants, sizes, rules) for sizes in pair]
         misfits = sum(_misfits(nodes, own.shapes) for own, _ in found)
+        if pair[0]:
+            misfits += sum(_unfit(light, nodes, own, rules) for own, _ in found)
         if fewest is None or misfits < fewest:
             fewest, best, held = misfits, found, turn > 0
         if misfits == 0:
@@ -147,6 +98,20 @@ def _misfits(nodes: Sequence[Node], shapes: Mapping[str, Shape]) -> int:
         if node.op in REARRANGES and made and None not in made[0]:
             read = shapes.get(node.inputs[0], (None,))
             count += None not in read and _elements(read) != _elements(made[0])
+    return count
+
+
+def _unfit(
+    light: onnx.ModelProto, nodes: Sequence[Node], sample: Sample, rules: Mapping[str, Row]
+) -> int:
+    """Nodes whose operator's row contradicts the shapes: a Conv of 3 channels that is given 224."""
+    model = Model(light, None, "", tuple(nodes), {}, (sample,), {})
+    count = 0
+    for node in nodes:
+        try:
+            fit_node(node, model, rules)
+        except Unprunable as verdict:
+            count += isinstance(verdict.__cause__, RuleError)
     return count
 
 

@@ -29,6 +29,7 @@ FLOORS = {
     "budget": 1,
     "checks": 1,
     "compare": 1,
+    "dynamic": 1,
     "edits": 1,
     "explaining": 1,
     "oracle": 1,

@@ -438,3 +438,27 @@ def test_errors() -> None:
 )
 def test_blindness(runs: list[Array], blind: bool) -> None:
     assert compare.is_blind(runs) == blind
+
+
+def test_a_small_part_of_a_joined_output_has_its_own_scale() -> None:
+    nodes = [
+        node("Conv", "x w", "h"),
+        node("Relu", "h", "r"),
+        node("Conv", "r wide", "boxes"),
+        node("Conv", "r narrow", "raw"),
+        node("Sigmoid", "raw", "scores"),
+        node("Concat", "boxes scores", "both", axis=1),
+        node("Transpose", "both", "y", perm=[0, 2, 3, 1]),
+    ]
+    weights = {"w": weight(0, 8, 3, 1, 1), "narrow": weight(2, 2, 8, 1, 1)}
+    weights["wide"] = weight(1, 4, 8, 1, 1) * 1e6
+    proto = model(nodes, {"x": [1, 3, 5, 5]}, {"y": [1, 5, 5, 6]}, weights)
+    coupling = coupled(proto)
+    keep = halves(coupling)
+    small = shrink(coupling, keep)
+    assert verify(coupling, keep, small).ok
+    next(node for node in small.graph.node if node.op_type == "Sigmoid").op_type = "HardSigmoid"
+    found = verify(coupling, keep, small)
+    assert not found.ok
+    assert found.checks[0].ok, "the boxes hide it"
+    assert "'scores'" in found.summary()

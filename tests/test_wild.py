@@ -278,3 +278,16 @@ def test_float16_models_are_not_optimised_to_the_full() -> None:
         levels.append(options.graph_optimization_level)
     level = ort.GraphOptimizationLevel
     assert levels == [level.ORT_ENABLE_EXTENDED, level.ORT_ENABLE_ALL]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_that_are_declared_dynamic_are_as_many_as_the_weight_reads(channels: int) -> None:
+    proto = model(
+        [node("Conv", "x w1", "a"), node("Relu", "a", "r"), node("Conv", "r w2", "y")],
+        {"x": ["n", "c", "h", "w"]},
+        {"y": ["n", 4, "h", "w"]},
+        {**TWO_LAYERS, "w1": weight(1, 8, channels, 3, 3)},
+    )
+    coupling, pruned = proven(proto)
+    assert [(group.name, group.size) for group in coupling.groups] == [("w1:0", 8)]
+    assert [d.dim_param for d in pruned.graph.input[0].type.tensor_type.shape.dim] == [*"nchw"]

@@ -178,10 +178,20 @@ ORDERING: Final = frozenset({"ArgMax", "ArgMin", "NonMaxSuppression", "NonZero",
 DEQUANTIZES: Final = frozenset({"DequantizeLinear"})
 # Attributes of one number that are 1 where they are absent; other clauses state lists.
 ONE_BY_DEFAULT: Final = frozenset({"group"})
+# Operators that put values side by side, which may differ in size by orders of magnitude.
+JOINS: Final = frozenset({"Concat"})
+# Operators whose results jump where an operand moves by one rounding; casts do where they cut off.
+JUMPS: Final = ORDERING | {
+    *("Ceil", "DynamicQuantizeLinear", "Equal", "Floor", "Greater", "GreaterOrEqual", "Less"),
+    *("LessOrEqual", "QuantizeLinear", "Round", "Sign"),
+}
+CASTS: Final = frozenset({"Cast", "CastLike"})
 # Operators that keep every element: their operand and result have the same number of them.
 REARRANGES: Final = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 # Operators that give a value another name.
 RENAMES: Final = frozenset({"Identity"})
+# Operators that move elements, and compute none.
+MOVES: Final = REARRANGES | RENAMES | JOINS | {"Expand", "Gather", "Slice", "Split", "Tile"}
 # Operators whose kernels round results as if these were at least so large: ONNX Runtime computes
 # a sigmoid as 0.5 + something, so that values near 0 are rounding errors of 6e-8.
 ROUNDS_AT: Final = {"Sigmoid": 0.1}
