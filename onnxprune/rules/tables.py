@@ -201,4 +201,4 @@ SAME_SHAPE: Final = frozenset({"GroupNormalization", "com.microsoft::SimplifiedL
 # Nodes that hold a constant of the file.
 CONSTANTS: Final = frozenset({"Constant"})
 # Operators that don't read the values of what their row marks with ~: type or sizes are enough.
-UNREAD: Final = frozenset({"CastLike", "Shape", "Size"})
+UNREAD: Final = frozenset({"CastLike", "Shape"})
