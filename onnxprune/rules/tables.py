@@ -178,6 +178,14 @@ ORDERING: Final = frozenset({"ArgMax", "ArgMin", "NonMaxSuppression", "NonZero",
 DEQUANTIZES: Final = frozenset({"DequantizeLinear"})
 # Attributes of one number that are 1 where they are absent; other clauses state lists.
 ONE_BY_DEFAULT: Final = frozenset({"group"})
+# Operators whose result is linear in either of the first two operands; a third one is added.
+LINEAR: Final = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
+# What their attributes have to be, for the product to be that of the operands.
+NEUTRAL: Final = {"alpha": 1.0, "beta": 1.0}
+# Those that read neighbourhoods: how their operand is unfolded (see onnxprune.windows).
+UNFOLDED: Final = {"Conv": "conv", "ConvTranspose": "transposed"}
+# Operators that add two values.
+ADDS: Final = frozenset({"Add"})
 # Operators that put values side by side, which may differ in size by orders of magnitude.
 JOINS: Final = frozenset({"Concat"})
 # Operators whose results jump where an operand moves by one rounding; casts do where they cut off.

@@ -1,0 +1,114 @@
+"""Second moments of what a node reads and of what it misses, and the least squares that they give.
+
+Rows are streamed: only the sums are kept, (d, d) for a node that reads d numbers. Where d is large
+and rows are few, the rows themselves are smaller and are kept instead; the solution is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from onnxprune.axes import Values
+from onnxprune.model import Array
+
+WIDE: Final = 6144  # above it a matrix of moments is too dear
+EPSILON: Final = 1e-12
+
+
+@dataclass
+class Moments:
+    """Sums over rows x (b, p, d) and residuals r (b, p, o).
+
+    Attributes:
+        gram: sum of x'x (b, d, d); empty where rows are kept.
+        cross: sum of x'r (b, d, o).
+        energy: sum of r^2.
+        count: rows.
+        rows, residuals: the rows themselves, where d is above ``WIDE``.
+    """
+
+    gram: Values = field(default_factory=lambda: np.zeros((0, 0, 0)), repr=False)
+    cross: Values = field(default_factory=lambda: np.zeros((0, 0, 0)), repr=False)
+    energy: float = 0.0
+    count: int = 0
+    rows: list[Array] = field(default_factory=list, repr=False)
+    residuals: list[Array] = field(default_factory=list, repr=False)
+
+    def add(self, x: Array, r: Array) -> None:
+        """Take in rows (b, p, d) and residuals (b, p, o)."""
+        turned = x.transpose(0, 2, 1)
+        self.energy += float(np.einsum("bpo,bpo->", r, r, dtype=np.float64))
+        self.count += x.shape[1]
+        if x.shape[2] > WIDE:
+            self.rows.append(x)
+            self.residuals.append(r)
+            return
+        gram, cross = np.matmul(turned, x), np.matmul(turned, r)
+        if not self.gram.size:
+            self.gram, self.cross = gram.astype(np.float64), cross.astype(np.float64)
+        else:
+            self.gram += gram
+            self.cross += cross
+
+    def left(self, delta: Array) -> float:
+        """The energy of what is missed still, when the weights (b, d, o) change by delta."""
+        if self.rows:
+            pairs = zip(self.rows, self.residuals, strict=True)
+            return float(sum(np.square(r - np.matmul(x, delta)).sum() for x, r in pairs))
+        linear = np.einsum("bdo,bdo->", delta, self.cross)
+        square = np.einsum("bdo,bdo->", delta, np.matmul(self.gram, delta))
+        return max(self.energy - 2 * float(linear) + float(square), 0.0)
+
+
+def joined(parts: Sequence[Moments]) -> Moments:
+    """The moments of all rows together."""
+    whole = Moments()
+    for part in parts:
+        if part.count:
+            whole.energy += part.energy
+            whole.count += part.count
+            whole.rows += part.rows
+            whole.residuals += part.residuals
+            if part.gram.size:
+                empty = not whole.gram.size
+                whole.gram = part.gram if empty else whole.gram + part.gram
+                whole.cross = part.cross if empty else whole.cross + part.cross
+    return whole
+
+
+def ridge(moments: Moments, strength: float, free: bool) -> Values:
+    """The change of weights (b, d, o) that minimises |x delta - r|^2 + penalty |delta|^2.
+
+    Args:
+        moments: of all rows.
+        strength: the penalty, as a share of the mean energy of an index of x.
+        free: whether the last index, a constant 1, is not penalised.
+
+    Reference: Hoerl and Kennard 1970, Ridge regression.
+    """
+    if moments.rows:
+        return _dual(moments, strength)
+    gram = moments.gram
+    size = gram.shape[1]
+    diagonal = np.einsum("bdd->bd", gram)
+    mean = diagonal[:, : size - free].mean(axis=1, keepdims=True) + EPSILON * moments.count
+    penalty = np.repeat(strength * mean, size, axis=1)
+    if free:
+        penalty[:, -1] = EPSILON * moments.count
+    loaded = gram.copy()
+    np.einsum("bdd->bd", loaded)[...] += penalty
+    return np.asarray(np.linalg.solve(loaded, moments.cross), np.float64)
+
+
+def _dual(moments: Moments, strength: float) -> Values:
+    """The same where there are fewer rows than indices: x' (x x' + penalty)^-1 r."""
+    x = np.concatenate(moments.rows, axis=1)
+    r = np.concatenate(moments.residuals, axis=1)
+    kernel = np.matmul(x, x.transpose(0, 2, 1)).astype(np.float64)
+    penalty = strength * np.einsum("bpp->b", kernel) / x.shape[2] + EPSILON
+    np.einsum("bpp->bp", kernel)[...] += penalty[:, None]
+    return np.asarray(np.matmul(x.transpose(0, 2, 1), np.linalg.solve(kernel, r)), np.float64)

@@ -1,0 +1,164 @@
+"""Run a graph piece by piece over many samples: every node once, every value kept while it is read.
+
+Statistics of an inner value then cost one forward pass in all, however many values are asked for,
+and a weight that has just been changed is what the rest of the graph runs with. Values that depend
+on constants alone are computed where they are read and never kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import onnx
+from onnx import helper, numpy_helper
+
+from onnxprune import runtime
+from onnxprune.model import Array, captures, first_name
+from onnxprune.shapes import stored
+from onnxprune.views import sort
+
+
+class Stepper:
+    """One model on its way through all batches.
+
+    Attributes:
+        nodes: the nodes in topological order.
+        position: how many of them have run.
+    """
+
+    def __init__(
+        self,
+        proto: onnx.ModelProto,
+        folder: Path | None,
+        feeds: Sequence[runtime.Feeds],
+        threads: int = 1,
+    ) -> None:
+        self.proto, self.folder, self.threads = proto, folder, threads
+        self.tensors = stored(proto)
+        inputs = [value.name for value in proto.graph.input if value.name not in self.tensors]
+        given = {*inputs, *self.tensors}
+        given |= {tensor.values.name for tensor in proto.graph.sparse_initializer}
+        ordered = sort(proto.graph.node, set(given))
+        self.constants: dict[str, onnx.NodeProto] = {}
+        self.nodes: list[onnx.NodeProto] = []
+        fixed = given - set(inputs)
+        for node in ordered:
+            reads = {name for name in (*node.input, *captures(node)) if name}
+            if reads <= fixed and not (node.output and node.output[0] in self.tensors):
+                fixed.update(node.output)
+                self.constants.update(dict.fromkeys((x for x in node.output if x), node))
+            elif not (node.output and node.output[0] in self.tensors):
+                self.nodes.append(node)
+        self.index = {first_name(node.output): k for k, node in enumerate(self.nodes)}
+        self.last: dict[str, int] = {}
+        for k, node in enumerate(self.nodes):
+            self.last.update(dict.fromkeys((*node.input, *captures(node)), k))
+        self.outputs = [value.name for value in proto.graph.output]
+        self.last.update(dict.fromkeys(self.outputs, len(self.nodes)))
+        self.values: dict[str, list[Array]] = {
+            name: [feed[name] for feed in feeds] for name in inputs
+        }
+        self.count = len(feeds)
+        self.position = 0
+
+    def values_of(self, name: str) -> list[Array]:
+        """A value that is still to be read, in every batch."""
+        return self.values[name]
+
+    def replace(self, name: str, value: Array) -> None:
+        """Let the nodes that have not run yet read another constant."""
+        self.tensors[name] = numpy_helper.from_array(value, name)
+
+    def advance(self, stop: int, also: Iterable[str] = ()) -> None:
+        """Run the nodes up to this one; keep what is read later, and what else is asked for.
+
+        Raises:
+            RunError: ONNX Runtime fails on these nodes.
+        """
+        if stop <= self.position:
+            return
+        nodes, extra = self.nodes[self.position : stop], set(also)
+        made = dict.fromkeys(x for node in nodes for x in node.output if x)
+        wanted = [x for x in made if self.last.get(x, -1) >= stop or x in extra]
+        results = self._run(nodes, list(made), wanted, range(self.count))
+        self.values.update(results)
+        for name in list(self.values):
+            if self.last.get(name, -1) < stop and name not in extra:
+                del self.values[name]
+        self.position = stop
+
+    def ending(self, changes: dict[str, list[Array]], batches: Sequence[int]) -> list[list[Array]]:
+        """The graph's outputs of some batches if values were others; nothing is kept.
+
+        Args:
+            changes: name of a value that is kept -> its values in these batches.
+            batches: which batches.
+        """
+        nodes = self.nodes[self.position :]
+        made = {x for node in nodes for x in node.output if x}
+        asked = [name for name in self.outputs if name in made]
+        found = self._run(nodes, list(made), asked, batches, changes)
+        return [
+            [found[x][k] if x in found else self.values[x][batch] for x in self.outputs]
+            for k, batch in enumerate(batches)
+        ]
+
+    def _run(
+        self,
+        nodes: Sequence[onnx.NodeProto],
+        made: Sequence[str],
+        wanted: Sequence[str],
+        batches: Sequence[int],
+        changes: dict[str, list[Array]] | None = None,
+    ) -> dict[str, list[Array]]:
+        changes = changes or {}
+        results: dict[str, list[Array]] = {name: [] for name in wanted}
+        if not wanted or not batches:
+            return results
+        part, reads = self._part(nodes, set(made), wanted)
+        session = runtime.session(part, self.folder, self.threads)
+        for k, batch in enumerate(batches):
+            feeds = {x: changes[x][k] if x in changes else self.values[x][batch] for x in reads}
+            for name, value in zip(wanted, runtime.run(session, feeds, wanted), strict=True):
+                results[name].append(value)
+        return results
+
+    def _part(
+        self, nodes: Sequence[onnx.NodeProto], made: set[str], wanted: Sequence[str]
+    ) -> tuple[onnx.ModelProto, list[str]]:
+        """A model of some nodes, and the kept values that are its inputs."""
+        part = onnx.ModelProto(ir_version=max(self.proto.ir_version, 4))
+        part.opset_import.extend(self.proto.opset_import)
+        part.functions.extend(self.proto.functions)
+        graph = part.graph
+        graph.name = "part"
+        reads: dict[str, None] = {}
+        fixed: dict[str, onnx.NodeProto] = {}
+        todo = [x for node in nodes for x in (*node.input, *captures(node)) if x and x not in made]
+        while todo:
+            name = todo.pop()
+            if name in reads:
+                continue
+            reads[name] = None
+            maker = self.constants.get(name)
+            if maker is not None:
+                fixed[first_name(maker.output)] = maker
+                todo.extend(x for x in (*maker.input, *captures(maker)) if x)
+        keys = {first_name(node.output): node for node in self.constants.values()}
+        graph.node.extend(node for key, node in keys.items() if key in fixed)
+        graph.node.extend(nodes)
+        inputs = []
+        for name in reads:
+            if name in self.tensors:
+                graph.initializer.append(self.tensors[name])
+                graph.initializer[-1].name = name
+            elif name not in self.constants and name in self.values:
+                own = self.values[name][0]
+                kind = helper.np_dtype_to_tensor_dtype(own.dtype)
+                graph.input.append(helper.make_tensor_value_info(name, kind, [None] * own.ndim))
+                inputs.append(name)
+        sparse = [t for t in self.proto.graph.sparse_initializer if t.values.name in reads]
+        graph.sparse_initializer.extend(sparse)
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+        return part, inputs
