@@ -91,6 +91,8 @@ def prune(
     inputs: Inputs = None,
     rules: Mapping[str, str] | None = None,
     output: str | Path | None = None,
+    plan_output: str | Path | None = None,
+    report_output: str | Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[Any, Report]:
     """Make a model smaller, and prove that nothing else changed.
@@ -118,6 +120,8 @@ def prune(
         inputs: real inputs for the verification (.npz or arrays by name).
         rules: rows for custom operators.
         output: where to write the result, once it is proved.
+        plan_output: where to write the plan, with it.
+        report_output: where to write the report as JSON, also that of a verification that failed.
         progress: is told the name of each pass as it starts.
 
     Returns:
@@ -125,7 +129,7 @@ def prune(
 
     Raises:
         OnnxPruneError: bad input, in one sentence.
-        VerificationError: the result differs from the masked original.
+        VerificationError: the result differs from the masked original; ``report`` says where.
     """
     budget = Budget(ratio, macs, params, size_bytes, peak_bytes)
     options = Options(
@@ -139,7 +143,7 @@ def prune(
         per_group,
     )
     choice = Choice(budget, options, criterion, steps, seed)
-    run = Run(model, _every(rules), verify, inputs, output, progress)
+    run = Run(model, _every(rules), verify, inputs, output, plan_output, report_output, progress)
     return pipeline.prune(run, choice)
 
 
@@ -151,6 +155,7 @@ def apply(
     inputs: Inputs = None,
     rules: Mapping[str, str] | None = None,
     output: str | Path | None = None,
+    report_output: str | Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[Any, Report]:
     """Replay a plan, on its own model or on a twin with the same names (fp16, QDQ).
@@ -159,7 +164,7 @@ def apply(
         BadPlanError: the plan does not fit the model.
         VerificationError: the result differs from the masked original.
     """
-    run = Run(model, _every(rules), verify, inputs, output, progress)
+    run = Run(model, _every(rules), verify, inputs, output, None, report_output, progress)
     return pipeline.replay(run, _plan(plan))
 
 

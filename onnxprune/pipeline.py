@@ -72,6 +72,8 @@ class Run:
         verify: whether to prove the result.
         inputs: real inputs for that.
         output: where to write the result.
+        plan_output: where to write the plan, with it.
+        report_output: where to write the report, also that of a verification that failed.
         progress: is told the name of each pass as it starts.
         seconds: time by pass.
     """
@@ -81,6 +83,8 @@ class Run:
     verify: bool = True
     inputs: Inputs = None
     output: str | Path | None = None
+    plan_output: str | Path | None = None
+    report_output: str | Path | None = None
     progress: Progress | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -213,22 +217,17 @@ def _finish(
     values = _merged(coupling, keep, plan)
     with run.step("shrink"):
         proto = shrink(coupling, keep, values)
-    verification = None
+    verification, failure = None, None
     if run.verify:
         with run.step("verify"):
             seed = int(settings.get("seed", 0))
             feeds = _feeds(run.inputs, coupling.model)
             verification = verify(coupling, keep, proto, inputs=feeds, seed=seed, values=values)
         if not verification.ok or (keep and verification.blind):
-            raise VerificationError(verification.summary())
+            failure = verification.summary()
     else:
         notes = [*notes, "not verified: the proof was switched off"]
     before, after, rows = explaining.costs(coupling, keep)
-    if target is not None:
-        with run.step("write"):
-            files.save(proto, target, coupling.model.folder, like=coupling.model.proto)
-    else:
-        proto = files.with_data(proto, coupling.model.folder)
     report = Report(
         name=coupling.model.name,
         settings=settings,
@@ -240,7 +239,36 @@ def _finish(
         notes=tuple(notes),
         plan=plan,
     )
+    if failure is not None:
+        _write(run, report, None, None)
+        raise VerificationError(failure, report)
+    _write(run, report, plan, None if target is None else (proto, target, coupling.model))
+    if target is None:
+        proto = files.with_data(proto, coupling.model.folder)
     return _like(run.source, proto), report
+
+
+def _write(
+    run: Run,
+    report: Report,
+    plan: Plan | None,
+    model: tuple[onnx.ModelProto, Path, Model] | None,
+) -> None:
+    """Write the model, the plan and the report: all or none; of a failure the report alone."""
+    with files.together() as write:
+        if model is not None:
+            proto, target, original = model
+            with run.step("write"):
+                files.save(proto, target, original.folder, original.proto, write)
+        with files.together() as beside:  # these are renamed before the model is
+            if run.plan_output is not None and plan is not None:
+                beside(Path(run.plan_output), _text(plan.to_json()))
+            if run.report_output is not None:
+                beside(Path(run.report_output), _text(report.to_json()))
+
+
+def _text(text: str) -> files.Fill:
+    return lambda path: path.write_text(text, encoding="utf-8")
 
 
 def _merged(coupling: Coupling, keep: Mapping[int, Mask], plan: Plan) -> dict[str, Array] | None:

@@ -145,8 +145,14 @@ def test_a_model_without_groups_says_why() -> None:
         (["--params", "5"], "of the parameters can go"),
         (["--bytes", "10"], "of the bytes can go"),
         (["--peak-memory", "10"], "of the peak memory can go"),
-        (["--macs", "0.5", "--plan", "small.onnx"], "is to hold the plan, but is the model too"),
-        (["--macs", "0.5", "--report", "m.onnx"], "is to hold the report, but is an input too"),
+        (
+            ["--macs", "0.5", "--plan", "small.onnx"],
+            "the plan can't be written to 'small.onnx', which is to hold the model: give another",
+        ),
+        (
+            ["--macs", "0.5", "--report", "m.onnx"],
+            "the report can't be written to 'm.onnx', which this command reads: give another",
+        ),
         (["--macs", "0.5", "--report", "no/r.json"], "there is no folder 'no'"),
     ],
 )
@@ -157,7 +163,7 @@ def test_a_bad_option_is_refused(options: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ("m.onnx", "'m.onnx' is to hold the model, but is an input too"),
+        ("m.onnx", "the model can't be written to 'm.onnx', which this command reads"),
         ("./no/../m.onnx", "give another path"),
         ("no/small.onnx", "there is no folder 'no'"),
         ("d", "it is a folder"),
@@ -258,7 +264,7 @@ def test_a_missing_plan_is_refused() -> None:
 
 def test_a_plan_does_not_go_over_the_model() -> None:
     Path("p.json").write_text(json.dumps(plan()))
-    refused(["apply", "m.onnx", "p.json", "-o", "p.json"], "'p.json' is to hold the model")
+    refused(["apply", "m.onnx", "p.json", "-o", "p.json"], "the model can't be written to 'p.json'")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import inspect
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,16 +13,20 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from onnxprune import api, cli, pipeline
 from onnxprune.cli import options as cli_options
 from onnxprune.cli import shell
 from onnxprune.cli.prune import CHOICES
+from onnxprune.compare import INCOMPARABLE
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.passes.score import CRITERIA
+from onnxprune.passes.shrink import shrink
 from onnxprune.plan import read_plan
-from onnxprune.report import console, figures
+from onnxprune.report import console, figures, tables
+from onnxprune.verdict import Check, Verification
 from tests import tiny
 
 HALF = ["prune", "m.onnx", "-o", "small.onnx", "--ratio", "0.5"]
@@ -138,6 +143,7 @@ def test_verify_exits_with_1_on_a_difference(extra: list[str]) -> None:
     result = run("verify", "m.onnx", "small.onnx", "--plan", "p.json", *extra, code=1)
     assert result.stderr.startswith("onnxprune: ")
     assert "'y'" in result.stderr
+    assert result.output.count("is not the masked original") == 1
     if "--json" in extra:
         assert json.loads(result.stdout)["ok"] is False
 
@@ -152,6 +158,100 @@ def test_a_failed_verification_writes_nothing(monkeypatch: pytest.MonkeyPatch) -
     assert result.stdout == ""
     assert files() == {"m.onnx"}
     assert "not verified" in run(*HALF, "--no-verify").stdout
+
+
+def wrongly(*arguments: Any) -> onnx.ModelProto:
+    """Shrink, and lose the weights of the first tensor."""
+    made = shrink(*arguments)
+    made.graph.initializer[0].raw_data = bytes(len(made.graph.initializer[0].raw_data))
+    return made
+
+
+@pytest.mark.parametrize("extra", [[], ["--json"], ["-q"]])
+@pytest.mark.parametrize("command", ["prune", "apply"])
+def test_a_failed_verification_leaves_a_report(
+    command: str, extra: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("prune", "m.onnx", "--ratio", "0.5", "--plan", "given.json")
+    monkeypatch.setattr(pipeline, "shrink", wrongly)
+    told = [*HALF, "--plan", "p.json"]
+    told = told if command == "prune" else ["apply", "m.onnx", "given.json", "-o", "small.onnx"]
+    result = run(*told, "--report", "r.json", *extra, code=1)
+    assert files() == {"m.onnx", "given.json", "r.json"}
+    found = json.loads(Path("r.json").read_text())
+    assert found["verification"]["ok"] is False
+    assert "the first value that diverges is 'c1'" in found["verification"]["failure"]
+    assert found["after"]["params"] < found["before"]["params"]
+    assert result.output.count("the first value that diverges is 'c1'") == 1 + ("--json" in extra)
+    assert result.stderr.startswith("onnxprune: the pruned model is not the masked original: ")
+    assert result.stderr.count("\n") == 1
+    if extra == ["-q"]:
+        assert result.stdout == ""
+    elif extra == ["--json"]:
+        assert result.stdout == Path("r.json").read_text()
+    else:
+        assert "DIFFERS" in result.stdout
+        assert "wrote the report to r.json" in result.stdout
+        assert "wrote the model" not in result.stdout
+
+
+def test_a_failed_dry_run_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "shrink", wrongly)
+    run(*HALF, "--report", "r.json", "--dry-run", code=1)
+    assert files() == {"m.onnx"}
+
+
+def test_what_can_not_be_compared_is_called_so() -> None:
+    checks = (Check("y", INCOMPARABLE, 1e-5, 3), Check("z", 0.5, 1e-5, 3))
+    screen = io.StringIO()
+    Console(file=screen, width=99).print(tables.verification(Verification(1e-5, checks, "bad")))
+    assert "incomparable" in screen.getvalue()
+    assert "5.0e-01" in screen.getvalue()
+    assert "e+308" not in screen.getvalue()
+
+
+@pytest.mark.parametrize("option", ["--plan", "--report"])
+@pytest.mark.parametrize("name", ["write_text", "replace"])
+def test_a_plan_that_can_not_be_written_leaves_no_model(
+    name: str, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = getattr(Path, name)
+
+    def fail(self: Path, *arguments: Any, **keywords: Any) -> Any:
+        if ".p.json." in self.name:
+            raise OSError(28, os.strerror(28))
+        return write(self, *arguments, **keywords)
+
+    monkeypatch.setattr(Path, name, fail)
+    result = run(*HALF, option, "p.json", code=2)
+    assert result.output == "onnxprune: 'p.json' can't be written: No space left on device\n"
+    assert files() == {"m.onnx"}
+
+
+def broken(*_: object) -> None:
+    raise ValueError("operands could not\nbe broadcast")
+
+
+def test_a_bug_is_no_failed_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "shrink", broken)
+    result = run(*HALF, code=3)
+    assert result.output == (
+        "onnxprune: internal error: ValueError: operands could not be broadcast; this is a bug of "
+        "onnxprune: please report it with the traceback that --debug shows\n"
+    )
+    assert files() == {"m.onnx"}
+
+
+@pytest.mark.parametrize("where", ["before", "behind", "environment"])
+def test_debug_shows_the_traceback(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "shrink", broken)
+    arguments = {"before": ["--debug", *HALF], "behind": [*HALF, "--debug"]}.get(where, HALF)
+    if where == "environment":
+        monkeypatch.setenv("ONNXPRUNE_DEBUG", "1")
+    stderr = run(*arguments, code=3).stderr
+    assert stderr.startswith("Traceback")
+    assert "in broken" in stderr
+    assert stderr.endswith("please report it with this traceback\n")
 
 
 @pytest.mark.parametrize(("owner", "name"), [(pipeline, "shrink"), (Path, "replace")])
@@ -282,7 +382,8 @@ def test_every_choice_of_the_library_has_an_option() -> None:
         for name, parameter in inspect.signature(api.prune).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
-    elsewhere = {"per_group", "rules", "verify", "output", "progress"}
+    elsewhere = {"per_group", "rules", "verify", "progress"}
+    elsewhere |= {"output", "plan_output", "report_output"}
     assert set(CHOICES) | elsewhere == keywords
 
 

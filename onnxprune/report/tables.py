@@ -13,6 +13,7 @@ from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from onnxprune.compare import INCOMPARABLE
 from onnxprune.report.figures import count, removed, seconds, size
 from onnxprune.report.operators import OperatorRow
 from onnxprune.results import FrozenRow, GroupRow, Inspection, Report
@@ -92,7 +93,7 @@ def _totals(found: Report) -> Table:
 
 
 def verification(found: Verification) -> RenderableType:
-    """The verdict, and the error of each compared value."""
+    """The error of each compared value, and the verdict; a failure is told as an error."""
     rows = table("compared", "relative error", "allowed", "numbers", "", left=1)
     for check in found.checks:
         remarks = {
@@ -103,11 +104,16 @@ def verification(found: Verification) -> RenderableType:
         marks = ", ".join(text for text, holds in remarks.items() if holds)
         verdict = marks if check.ok else f"DIFFERS {marks}".strip()
         rows.add_row(
-            check.value, f"{check.error:.1e}", f"{check.allowed:.1e}", count(check.count), verdict
+            check.value, _error(check.error), f"{check.allowed:.1e}", count(check.count), verdict
         )
-    verdict = f"{'verified' if found.ok and not found.blind else 'NOT verified'}: {found.summary()}"
     parts: list[RenderableType] = [rows] if found.checks else []
-    return Group(*parts, verdict, *(f"note: {note}" for note in found.notes))
+    if found.ok:
+        parts.append(f"{'NOT ' if found.blind else ''}verified: {found.summary()}")
+    return Group(*parts, *(f"note: {note}" for note in found.notes))
+
+
+def _error(error: float) -> str:
+    return "incomparable" if error >= INCOMPARABLE else f"{error:.1e}"
 
 
 def verification_json(found: Verification) -> str:
