@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from onnxprune import explaining, pipeline
+from onnxprune.amounts import amount, share
 from onnxprune.budget import MAX_RATIO, Budget, Options, Scope
 from onnxprune.coupling import Coupling
 from onnxprune.files import load, save
@@ -71,20 +72,20 @@ def explain(model: Any, what: str, rules: Mapping[str, str] | None = None) -> st
 def prune(
     model: Any,
     *,
-    ratio: float | None = None,
-    macs: float | None = None,
-    params: float | None = None,
-    size_bytes: float | None = None,
-    peak_bytes: float | None = None,
+    ratio: float | str | None = None,
+    macs: float | str | None = None,
+    params: float | str | None = None,
+    size_bytes: float | str | None = None,
+    peak_bytes: float | str | None = None,
     criterion: str = DEFAULT,
     scope: Scope = "global",
     align: Literal["auto"] | int = "auto",
     min_channels: int = 1,
-    max_ratio: float = MAX_RATIO,
+    max_ratio: float | str = MAX_RATIO,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     exact_only: bool = False,
-    per_group: Mapping[str, float] | None = None,
+    per_group: Mapping[str, float | str] | None = None,
     steps: int = 1,
     seed: int = 0,
     verify: bool = True,
@@ -100,7 +101,8 @@ def prune(
     Args:
         model: a path, a ModelProto or a graphsurgeon Graph.
         ratio: the share of every group that goes; with a budget it is not given.
-        macs: the multiply-accumulates that may remain, as a fraction (<= 1) or a number.
+        macs: the multiply-accumulates that may remain, as a fraction (<= 1) or a number; texts as
+            on the command line (``"50%"``, ``"300M"``) are read as well, here and below.
         params: the same for parameters.
         size_bytes: the same for the bytes of the file.
         peak_bytes: the same for the bytes of activations alive at once.
@@ -131,16 +133,20 @@ def prune(
         OnnxPruneError: bad input, in one sentence.
         VerificationError: the result differs from the masked original; ``report`` says where.
     """
-    budget = Budget(ratio, macs, params, size_bytes, peak_bytes)
+    budgets = (macs, params, size_bytes, peak_bytes)
+    budget = Budget(
+        None if ratio is None else share(ratio),
+        *(None if value is None else amount(value) for value in budgets),
+    )
     options = Options(
         scope,
         align,
         min_channels,
-        max_ratio,
+        share(max_ratio),
         tuple(include),
         tuple(exclude),
         exact_only,
-        per_group,
+        None if per_group is None else {name: share(own) for name, own in per_group.items()},
     )
     choice = Choice(budget, options, criterion, steps, seed)
     run = Run(model, _every(rules), verify, inputs, output, plan_output, report_output, progress)

@@ -15,14 +15,21 @@ import onnx
 
 from onnxprune import data, explaining, files
 from onnxprune.axes import Mask
-from onnxprune.budget import Budget, Options, check
+from onnxprune.budget import Budget, Options, check, check_patterns
 from onnxprune.cost import cost_model
 from onnxprune.coupling import Coupling
 from onnxprune.errors import NothingToPruneError, OnnxPruneError, VerificationError
 from onnxprune.model import Array, Model
 from onnxprune.passes.couple import couple
 from onnxprune.passes.normalize import normalize
-from onnxprune.passes.score import MERGING, check_known, merge_weights, merges, score
+from onnxprune.passes.score import (
+    MERGING,
+    check_known,
+    merge_weights,
+    merges,
+    remarks,
+    score,
+)
 from onnxprune.passes.select import select
 from onnxprune.passes.shrink import shrink
 from onnxprune.passes.verify import verify
@@ -141,7 +148,12 @@ def prune(run: Run, choice: Choice) -> tuple[Any, Report]:
         coupling = analyse(loaded, run.rules)
     if not coupling.groups:
         raise NothingToPruneError(explaining.nothing_to_prune(coupling))
-    keep, notes = _choose(coupling, choice, run)
+    notes = [
+        *check_patterns(coupling, choice.options),
+        *remarks(coupling, choice.criterion),
+    ]
+    keep, limits = _choose(coupling, choice, run)
+    notes += limits
     merge_seed = choice.seed if choice.criterion in MERGING else None
     plan = make_plan(coupling, keep, run.digest(), merge_seed)
     return _finish(run, coupling, keep, plan, choice.settings(), notes, target)
@@ -176,9 +188,7 @@ def compare(run: Run, small: Any, plan: Plan, seed: int) -> Verification:
     )
 
 
-def _choose(
-    coupling: Coupling, choice: Choice, run: Run
-) -> tuple[dict[int, Mask], tuple[str, ...]]:
+def _choose(coupling: Coupling, choice: Choice, run: Run) -> tuple[dict[int, Mask], list[str]]:
     """Score and select, in one step or several; masks by factor of the first coupling."""
     steps = choice.steps
     if steps < 1:
@@ -186,7 +196,7 @@ def _choose(
     keep: dict[int, Mask] = {g.factor: np.ones(g.size, bool) for g in coupling.groups}
     costs = cost_model(coupling)
     before, current = costs.cost({}), coupling
-    notes: tuple[str, ...] = ()
+    notes: dict[str, list[int]] = {}  # with the steps that they are of
     for step in range(1, steps + 1):
         if step > 1:
             current = analyse(shrink(coupling, keep), run.rules, coupling.model.folder)
@@ -196,13 +206,31 @@ def _choose(
         with run.step("select"):
             budget = choice.budget.at_step(step, steps, before)
             selection = select(current, scores, budget, choice.options.at_step(steps), costs)
-        own_groups = {group.name: group for group in current.groups}
-        for group in coupling.groups:
-            mask, own = keep[group.factor], own_groups.get(group.name)
-            if own is not None and own.factor in selection.keep:
-                mask[np.flatnonzero(mask)] = selection.keep[own.factor]
-        notes = selection.limits
-    return {factor: mask for factor, mask in keep.items() if not mask.all()}, notes
+        told = [*selection.limits, *_narrow(coupling, current, selection.keep, keep)]
+        for note in told:
+            notes.setdefault(note, []).append(step)
+    masks = {factor: mask for factor, mask in keep.items() if not mask.all()}
+    return masks, [_of_steps(note, own, steps) for note, own in notes.items()]
+
+
+def _narrow(
+    coupling: Coupling, current: Coupling, chosen: Mapping[int, Mask], keep: Mapping[int, Mask]
+) -> Iterator[str]:
+    """Put the choice of one step into the masks of the whole; notes on groups that are lost."""
+    own_groups = {group.name: group for group in current.groups}
+    for group in coupling.groups:
+        mask, own = keep[group.factor], own_groups.get(group.name)
+        if own is not None and own.factor in chosen:
+            mask[np.flatnonzero(mask)] = chosen[own.factor]
+        elif own is None and mask.sum() > 1:  # of one channel there is nothing to find
+            yield f"group '{group.name}' is not found again after a step, and loses no more"
+
+
+def _of_steps(note: str, own: Sequence[int], steps: int) -> str:
+    """A note, with the steps that it is of where it is not of all."""
+    if len(own) == steps:
+        return note
+    return f"step {', '.join(map(str, own))} of {steps}: {note}"
 
 
 def _finish(

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from onnx import external_data_helper
 
 import onnxprune
 from onnxprune import api, pipeline
+from onnxprune.coupling import Coupling
 from onnxprune.errors import NothingToPruneError, OnnxPruneError, RuleError, VerificationError
+from onnxprune.passes.select import select
 from onnxprune.passes.shrink import shrink
+from onnxprune.pipeline import analyse
 from tests import tiny
 
 
@@ -132,6 +136,30 @@ def test_a_wrong_result_is_not_given_away(path: Path, monkeypatch: pytest.Monkey
     assert any("not verified" in note for note in report.notes)
 
 
+def test_texts_are_read_as_on_the_command_line(path: Path) -> None:
+    wanted = onnxprune.prune(path, macs=0.5, max_ratio=0.8, verify=False)[1]
+    found = onnxprune.prune(path, macs="50%", max_ratio="80%", verify=False)[1]
+    assert (found.settings, found.after) == (wanted.settings, wanted.after)
+    assert onnxprune.prune(path, ratio="50%", verify=False)[1].settings["ratio"] == 0.5
+    assert onnxprune.prune(path, size_bytes="20kB")[1].after.size_bytes <= 20000
+    assert onnxprune.prune(path, macs=np.float64(0.5))[1].settings["macs"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"macs": "half"}, "the amount 'half' can't be read: give a fraction"),
+        ({"macs": [0.5]}, r"the amount '\[0\.5\]' can't be read"),
+        ({"params": b"1"}, "the amount 'b'1'' can't be read"),
+        ({"ratio": "half"}, "the share 'half' can't be read"),
+        ({"ratio": [0.5]}, r"the share '\[0\.5\]' can't be read"),
+    ],
+)
+def test_what_is_no_amount_is_refused(path: Path, given: Any, message: str) -> None:
+    with pytest.raises(OnnxPruneError, match=message):
+        onnxprune.prune(path, **given)
+
+
 def test_real_inputs_may_be_arrays(path: Path) -> None:
     onnxprune.prune(path, ratio=0.5, inputs={"x": np.ones((1, 3, 8, 8), np.float32)})
 
@@ -143,6 +171,40 @@ def test_steps_score_again(path: Path) -> None:
     assert onnxprune.verify(path, small, report.plan).ok
     with pytest.raises(OnnxPruneError, match="steps is 0: it must be at least 1"):
         onnxprune.prune(path, macs=0.4, steps=0)
+
+
+def test_the_notes_of_all_steps_are_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = iter([("a", "b"), ("b", "c"), ("a", "b")])
+    monkeypatch.setattr(
+        pipeline, "select", lambda *given: replace(select(*given), limits=next(told))
+    )
+    notes = onnxprune.prune(path, macs=0.4, steps=3, exclude=["none*"])[1].notes
+    excluded = "--exclude 'none*' matches no group that can be pruned"
+    assert notes == (excluded, "step 1, 3 of 3: a", "b", "step 2 of 3: c")
+
+
+def test_a_group_that_is_lost_on_the_way_is_told(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def renamed(model: Any, *given: Any) -> Coupling:
+        found = analyse(model, *given)
+        if isinstance(model, onnx.ModelProto):  # of a later step
+            names = {"w1:0": "new"}
+            groups = [replace(g, name=names.get(g.name, g.name)) for g in found.groups]
+            found = replace(found, groups=tuple(groups))
+        return found
+
+    monkeypatch.setattr(pipeline, "analyse", renamed)
+    small, report = onnxprune.prune(path, ratio=0.75, steps=2)
+    note = "step 2 of 2: group 'w1:0' is not found again after a step, and loses no more"
+    assert report.notes == (note,)
+    assert width(small, "w2") == (8, 8, 3, 3)  # 16 would be 4 after both steps
+
+
+def test_bn_scale_says_what_has_no_scale(path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    notes = onnxprune.prune(path, ratio=0.5, criterion="bn-scale")[1].notes
+    assert notes[0].startswith("bn-scale: 2 of 2 groups have no BatchNormalization and go by l2")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_progress_names_the_passes(path: Path) -> None:

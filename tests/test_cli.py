@@ -16,8 +16,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from onnxprune import api, cli, pipeline
-from onnxprune.cli import options as cli_options
+from onnxprune import amounts, api, cli, pipeline
 from onnxprune.cli import shell
 from onnxprune.cli.prune import CHOICES
 from onnxprune.compare import INCOMPARABLE
@@ -25,7 +24,7 @@ from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.passes.score import CRITERIA
 from onnxprune.passes.shrink import shrink
 from onnxprune.plan import read_plan
-from onnxprune.report import console, figures, tables
+from onnxprune.report import console, tables
 from onnxprune.verdict import Check, Verification
 from tests import tiny
 
@@ -349,9 +348,11 @@ def test_a_rule_can_be_given() -> None:
 
 
 def test_patterns_are_repeatable() -> None:
-    run(*HALF, "--include", "w1*", "--include", "nothing*", "--no-verify")
+    run(*HALF, "--include", "w1*", "--include", "w1*", "--no-verify")
     assert widths("small.onnx")["w2"] == (32, 8, 3, 3)
-    run(*HALF, "--exclude", "w1*", "--no-verify")
+    shown = run(*HALF, "--exclude", "w1*", "--exclude", "w9*", "--no-verify").stdout
+    assert "note: --exclude 'w9*' matches no group that can be pruned" in shown
+    assert "'w1*' matches no" not in shown
     assert widths("small.onnx")["w2"] == (16, 16, 3, 3)
 
 
@@ -417,22 +418,47 @@ def test_the_rule_table() -> None:
         ("300M", 3e8),
         ("2e9", 2e9),
         ("100B", 100),
+        ("50%", 0.5),
+        ("12.5 %", 0.125),
+        ("100%", 1),
     ],
 )
 def test_amounts(text: str, number: float) -> None:
-    assert cli_options.amount(text) == number
+    assert amounts.amount(text) == number
 
 
-@pytest.mark.parametrize("text", ["", "MB", "-1", "1,5GB", "50%", "1 iB", "0x10", "inf", "nan"])
+@pytest.mark.parametrize("text", ["", "MB", "-1", "1,5GB", "50%B", "%", "1 iB", "0x10", "inf"])
 def test_a_bad_amount_is_refused(text: str) -> None:
     with pytest.raises(OnnxPruneError, match=r"can't be read: give a fraction such as 0\.5"):
-        cli_options.amount(text)
+        amounts.amount(text)
 
 
-@pytest.mark.parametrize("text", ["0", "0MB", "1e999"])
+@pytest.mark.parametrize("text", ["0", "0MB", "1e999", "0%"])
 def test_an_amount_of_nothing_is_refused(text: str) -> None:
     with pytest.raises(OnnxPruneError, match="give one above 0"):
-        cli_options.amount(text)
+        amounts.amount(text)
+
+
+def test_more_than_all_is_refused() -> None:
+    with pytest.raises(OnnxPruneError, match="'101%' is more than all: give at most 100%"):
+        amounts.amount("101%")
+
+
+def test_percents_are_shares() -> None:
+    percents, shares = (
+        json.loads(run("prune", "m.onnx", "--dry-run", "--json", *arguments).stdout)
+        for arguments in (
+            ("--macs", "50%", "--max-ratio", "80%"),
+            ("--macs", "0.5", "--max-ratio", "0.8"),
+        )
+    )
+    assert percents["settings"] == shares["settings"]
+    assert percents["after"] == shares["after"]
+    run(*HALF[:-1], "50%", "--no-verify")
+    assert widths("small.onnx")["w1"] == (8, 3, 3, 3)
+    arguments = ["--scope", "per-group", "--group-ratio", "w1*=25%", "--no-verify"]
+    run("prune", "m.onnx", "-o", "small.onnx", *arguments)
+    assert widths("small.onnx")["w1"] == (12, 3, 3, 3)
 
 
 @pytest.mark.parametrize(
@@ -447,8 +473,8 @@ def test_an_amount_of_nothing_is_refused(text: str) -> None:
     ],
 )
 def test_figures(number: float, count: str, size: str) -> None:
-    assert figures.count(number) == count
-    assert figures.size(number) == size
+    assert amounts.count(number) == count
+    assert amounts.size(number) == size
 
 
 def test_progress_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,9 @@ from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from onnxprune.amounts import count, size
 from onnxprune.compare import INCOMPARABLE
-from onnxprune.report.figures import count, removed, seconds, size
+from onnxprune.report.figures import removed, seconds
 from onnxprune.report.operators import OperatorRow
 from onnxprune.results import FrozenRow, GroupRow, Inspection, Report
 
