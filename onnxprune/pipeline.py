@@ -266,6 +266,7 @@ def _finish(
         seconds=run.seconds,
         notes=tuple(notes),
         plan=plan,
+        inputs=explaining.input_shapes(coupling),
     )
     if failure is not None:
         _write(run, report, None, None)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from onnx import external_data_helper
+from onnx import external_data_helper, helper, numpy_helper
 
 import onnxprune
 from onnxprune import api, pipeline
@@ -19,6 +19,7 @@ from onnxprune.errors import NothingToPruneError, OnnxPruneError, RuleError, Ver
 from onnxprune.passes.select import select
 from onnxprune.passes.shrink import shrink
 from onnxprune.pipeline import analyse
+from onnxprune.verdict import Verification
 from tests import tiny
 
 
@@ -227,6 +228,102 @@ def test_a_report_is_json(path: Path) -> None:
     assert '"w1:0"' in report.to_json()
     assert report.to_json().endswith("}\n")
     assert '"groups"' in onnxprune.inspect(path).to_json()
+
+
+def test_a_report_is_printed_in_a_few_lines(path: Path) -> None:
+    _, report = onnxprune.prune(path, ratio=0.5)
+    for text in (str(report), repr(report)):
+        lines = text.splitlines()
+        assert len(lines) == 3
+        assert lines[0] == "Report of m.onnx"
+        assert lines[1].startswith("  MACs 331 k -> 91.6 k, parameters 5.18 k -> 1.44 k, file 21.")
+        assert lines[2].startswith("  verified: the largest relative error of an output is ")
+    unproved = repr(onnxprune.prune(path, ratio=0.5, verify=False)[1])
+    assert "  not verified: the proof was switched off" in unproved
+    assert "note: not verified" in unproved
+    failed = replace(report, verification=Verification(1e-5, failure="'y' differs"))
+    assert "NOT verified: the pruned model is not the masked original: 'y' differs" in repr(failed)
+    lines = repr(onnxprune.inspect(path)).splitlines()
+    assert lines[0] == "Inspection of m.onnx: opset 17, 5 nodes"
+    assert lines[1].startswith("  MACs 331 k, parameters 5.18 k, file 21.")
+    assert lines[2] == "  2 groups can be pruned, 6 axes are frozen"
+
+
+def test_costs_say_what_inputs_they_are_for(path: Path) -> None:
+    inputs = {"x": (1, 3, 8, 8)}
+    assert onnxprune.inspect(path).inputs == inputs
+    assert onnxprune.prune(path, ratio=0.5)[1].inputs == inputs
+    proto = tiny.chain(4, 8, 4)
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 8
+    proto.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 8
+    found = onnxprune.inspect(proto)
+    assert found.inputs == {"x": (8, 4, 4, 4)}
+    assert found.macs == 8 * 16 * (4 * 8 + 8 * 4)
+    for axis in (2, 3):
+        proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"d{axis}"
+        proto.graph.output[0].type.tensor_type.shape.dim[axis].dim_param = f"d{axis}"
+    assert onnxprune.inspect(proto).inputs == {"x": (8, 4, 224, 224)}
+
+
+def test_the_package_shows_its_own_names_alone(path: Path) -> None:
+    onnxprune.inspect(path)  # imports what it needs
+    shown = {name for name in dir(onnxprune) if not name.startswith("__")}
+    assert shown == set(onnxprune.__all__) - {"__version__"}
+
+
+def joined() -> onnx.ModelProto:
+    """The input beside a convolution of 8, twice beside itself: 3 + 8 + 8 channels."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], "conv"),
+        helper.make_node("Concat", ["x", "c", "c"], ["j"], "join", axis=1),
+        helper.make_node("Conv", ["j", "v"], ["y"], "last"),
+    ]
+    weights = [tiny.weight("w", 8, 3, 1, 1), tiny.weight("v", 4, 19, 1, 1)]
+    return tiny.model(nodes, weights, {"x": [1, 3, 4, 4]}, {"y": [1, 4, 4, 4]})
+
+
+def test_explain_names_every_part_of_a_sum() -> None:
+    assert onnxprune.explain(joined(), "j:1") == (
+        "value j\n"
+        "  axis 1: _:3+w:0:8+w:0:8\n"
+        "    _:3, 3 indices\n"
+        "      whole: it is an axis of a graph input\n"
+        "    w:0:8, 8 indices, 2 times\n"
+        "      group w:0, 2 members"
+    )
+    assert onnxprune.explain(joined(), "w:2").endswith("axis 2: 1\n    whole: it has one index")
+
+
+def test_explain_names_the_node_that_cuts_an_axis() -> None:
+    """Half of ``(a:4 2)`` with an offset of 3 cuts through pairs: single indices are left."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], "conv"),
+        helper.make_node("Reshape", ["c", "apart"], ["r"], "apart"),
+        helper.make_node("Transpose", ["r"], ["t"], "turn", perm=[0, 2, 1, 3, 4]),
+        helper.make_node("Reshape", ["t", "back"], ["s"], "back"),
+        helper.make_node("Slice", ["s", "three", "eight", "one"], ["h"], "cut"),
+        helper.make_node("Conv", ["h", "v"], ["y"], "last"),
+    ]
+    weights = [tiny.weight("w", 8, 3, 1, 1), tiny.weight("v", 4, 5, 1, 1)]
+    shapes = {
+        "apart": [1, 2, 4, 4, 4],
+        "back": [1, 8, 4, 4],
+        "three": [3],
+        "eight": [8],
+        "one": [1],
+    }
+    weights += [numpy_helper.from_array(np.array(v), name) for name, v in shapes.items()]
+    proto = tiny.model(nodes, weights, {"x": [1, 3, 4, 4]}, {"y": [1, 4, 4, 4]})
+    cut = "node 'cut' (Slice)"
+    assert onnxprune.explain(proto, "h:1").splitlines()[2:] == [
+        "    1, 1 index, 5 times",
+        f"      whole: single indices, first met at {cut}",
+    ]
+    assert onnxprune.explain(proto, "s:1").splitlines()[2:] == [
+        f"    4 indices of it whole: {cut}: its rule can't cut this axis into factors"
+    ]
+    frozen = {(row.param, row.axis): row.reason for row in onnxprune.inspect(proto).frozen}
+    assert frozen["v", 1] == f"it is cut into single indices, first met at {cut}"
 
 
 def test_nothing_to_prune() -> None:

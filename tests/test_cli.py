@@ -4,8 +4,10 @@ import inspect
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +302,49 @@ def test_inspect_shows_a_model_without_groups() -> None:
     assert "no group can be pruned" in run("inspect", "m.onnx").stdout
 
 
+def long(name: str) -> str:
+    return f"/backbone/{'encoder/' * 20}{name}"
+
+
+def test_long_names_are_cut_in_tables_alone() -> None:
+    proto = tiny.net()
+    for node in proto.graph.node:
+        node.input[1:] = [long(name) for name in node.input[1:]]
+    for tensor in proto.graph.initializer:
+        tensor.name = long(tensor.name)
+    tiny.save(Path("m.onnx"), proto)
+    for arguments in (["inspect", "m.onnx"], HALF):
+        shown = run(*arguments).stdout
+        assert "encoder/w2:0" in shown
+        assert "…" in shown
+        assert long("w2") not in shown
+    found = json.loads(run("inspect", "m.onnx", "--json").stdout)
+    assert found["groups"][1]["name"] == long("w2") + ":0"
+    assert tables.short("x" * 60) == "x" * 60
+    assert tables.short("a" * 30 + "-" + "z" * 30) == "a" * 29 + "…" + "z" * 30
+
+
+def test_what_rules_keep_whole_is_one_line_the_last() -> None:
+    shown = run("inspect", "m.onnx").stdout
+    line = "whole by the rules of Conv: kernel sizes, ids and the like"
+    assert shown.count("whole by the rules") == 1
+    assert re.search(line + r"\s+w1:2 \(3\)\s+4$", shown, re.MULTILINE)
+    assert shown.index("it is an axis of a graph output") < shown.index(line)
+
+
+def test_costs_say_what_inputs_they_are_for() -> None:
+    assert "\nMACs for one sample, x: 1x3x8x8\n" in run("inspect", "m.onnx").stdout
+    assert "\nMACs for one sample, x: 1x3x8x8\n" in run(*HALF).stdout
+    assert json.loads(run(*HALF, "--json").stdout)["inputs"] == {"x": [1, 3, 8, 8]}
+    assert json.loads(run("inspect", "m.onnx", "--json").stdout)["inputs"] == {"x": [1, 3, 8, 8]}
+    shapes: dict[str, tuple[int, ...]] = {f"x{k}": (8, k) for k in range(9)}
+    found = replace(api.inspect("m.onnx"), inputs=shapes)
+    screen = io.StringIO()
+    Console(file=screen, width=99).print(tables.inspection(found))
+    assert "MACs for x0: 8x0, x1: 8x1, " in screen.getvalue()
+    assert "x5: 8x5 and 3 more inputs" in screen.getvalue()
+
+
 def test_long_tables_are_cut() -> None:
     tiny.save(Path("m.onnx"), tiny.chain(*[8] * 31))
     assert "... and 9 more" in run("inspect", "m.onnx").stdout
@@ -396,6 +441,7 @@ def test_the_rule_table() -> None:
     assert "computed" in run("rules", "ai.onnx::Conv").stdout
     assert "com.microsoft::Gelu" in run("rules", "Gelu").stdout
     missing = run("rules", "--missing").stdout
+    assert "What has no rule is kept whole" in missing
     assert "NonZero" in missing
     assert "it picks at run time" in missing
     assert "BatchNormalization" not in missing
