@@ -14,31 +14,47 @@ from onnxprune import explaining, pipeline
 from onnxprune.amounts import amount, share
 from onnxprune.budget import MAX_RATIO, Budget, Options, Scope
 from onnxprune.coupling import Coupling
+from onnxprune.errors import RuleError
 from onnxprune.files import load, save
 from onnxprune.passes.score import CRITERIA, DEFAULT
 from onnxprune.pipeline import Choice, Inputs, Progress, Run
 from onnxprune.plan import Plan, read_plan
 from onnxprune.results import Inspection, Report
-from onnxprune.rules import Row, stated_row
+from onnxprune.rules import BUILT_IN, Row, stated_row
 from onnxprune.verdict import Verification
 
 _user_rules: dict[str, Row] = {}
 
 
-def register_rule(op: str, line: str) -> None:
+def register_rule(op: str, line: str, *, replace: bool = False) -> None:
     """Give an operator a rule, for this process.
 
     Args:
         op: the operator with its domain: ``my.domain::MyOp``.
         line: the row: ``_ c *, c -> _ c *``.
+        replace: whether it may take the place of a built-in rule.
 
     Raises:
-        RuleError: the line breaks the notation.
+        RuleError: the line breaks the notation, a result carries a letter that no operand has, or
+            the operator has a built-in rule that is not to be replaced.
     """
+    if not replace:
+        _refuse_built_in(op)
     _user_rules[op] = stated_row(line)
 
 
+def _refuse_built_in(op: str) -> None:
+    if op in BUILT_IN:
+        raise RuleError(
+            f"operator {op} has a built-in rule (see 'onnxprune rules {op}'), and --rule and rules "
+            "are for operators without one: to replace it, call onnxprune.register_rule(operator, "
+            "line, replace=True) in Python"
+        )
+
+
 def _every(rules: Mapping[str, str] | None) -> dict[str, Row]:
+    for op in rules or {}:
+        _refuse_built_in(op)
     return {**_user_rules, **{op: stated_row(line) for op, line in (rules or {}).items()}}
 
 

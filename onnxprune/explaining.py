@@ -92,7 +92,8 @@ def frozen_rows(coupling: Coupling) -> tuple[FrozenRow, ...]:
             if reason is not None and param.shape[axis] > 1:
                 why = coupling.says(reason)
                 if not coupling.factors.leaves(layout):
-                    why = f"it is cut into single indices{_first_with(coupling, layout)}"
+                    normal = coupling.factors.normal(layout)
+                    why = f"it is cut into single indices{_first_with(coupling, normal)}"
                 rows.append(FrozenRow(name, axis, param.shape[axis], why))
     return tuple(rows)
 

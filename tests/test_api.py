@@ -343,6 +343,36 @@ def test_a_rule_can_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
         onnxprune.register_rule("my.domain::Wave", "nonsense")
 
 
+@pytest.mark.parametrize("line", ["_ c -> _ d", "_ c *s -> _ d *s", "_ c -> _ (c d)", "_ c -> c+d"])
+def test_a_result_has_no_letters_of_its_own(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "_user_rules", {})
+    with pytest.raises(RuleError, match="no operand has the letter 'd' of a result: use one that"):
+        onnxprune.register_rule("my.domain::Wave", line)
+    with pytest.raises(RuleError, match=r"no operand has the letter '\*s' of a result"):
+        onnxprune.inspect(tiny.net(), rules={"my.domain::Wave": "_ c -> _ c *s"})
+    for fine in (
+        "_ c -> _ _d",
+        "_ c -> _ 4 1",
+        "_ c * -> _ c *",
+        "_ c -> _ c | n=c",
+        "~ -> c | n=c",
+    ):
+        onnxprune.register_rule("my.domain::Wave", fine)
+
+
+def test_a_built_in_rule_is_replaced_on_purpose_alone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "_user_rules", {})
+    with pytest.raises(RuleError, match=r"operator Relu has a built-in rule .* replace=True"):
+        onnxprune.register_rule("Relu", "_ -> _")
+    with pytest.raises(RuleError, match="operator Relu has a built-in rule"):
+        onnxprune.inspect(path, rules={"Relu": "* -> *"})
+    assert len(onnxprune.inspect(path).groups) == 2
+    onnxprune.register_rule("Relu", "* -> *", replace=True)
+    assert onnxprune.inspect(path).groups == ()
+
+
 def test_external_data_is_found(path: Path) -> None:
     proto = tiny.net()
     external_data_helper.convert_model_to_external_data(proto, location="w.bin", size_threshold=0)

@@ -142,6 +142,8 @@ def test_a_model_without_groups_says_why() -> None:
         (["--macs", "0.5", "--include", "nothing*"], "--include 'nothing*' matches no group of 'm"),
         (["--ratio", "0.5", "--include", "w1*", "--include", "w9"], "--include 'w9' matches no"),
         (["--macs", "0.5", "--rule", "Foo"], "--rule 'Foo' can't be read"),
+        (["--macs", "0.5", "--rule", "Relu=... -> ..."], "operator Relu has a built-in rule (see"),
+        (["--macs", "0.5", "--rule", "my::A=c -> d"], "no operand has the letter 'd' of a result"),
         (["--macs", "0.5", "--rule", "a::B=x y"], "rule 'x y'"),
         (["--macs", "0.5", "--no-verify", "--inputs", "i.npz"], "--inputs are for the verif"),
         (["--macs", "0.0001"], "of the MACs can go"),

@@ -19,14 +19,18 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from onnxprune import amounts, api, cli, pipeline
-from onnxprune.cli import shell
+from onnxprune.budget import MAX_RATIO
+from onnxprune.cli import options, shell
 from onnxprune.cli.prune import CHOICES
 from onnxprune.compare import INCOMPARABLE
 from onnxprune.errors import OnnxPruneError, VerificationError
-from onnxprune.passes.score import CRITERIA
+from onnxprune.notation import parse
+from onnxprune.passes.score import CRITERIA, DEFAULT
 from onnxprune.passes.shrink import shrink
 from onnxprune.plan import read_plan
 from onnxprune.report import console, tables
+from onnxprune.report.examples import EXAMPLES, examples
+from onnxprune.rules import BUILT_IN
 from onnxprune.verdict import Check, Verification
 from tests import tiny
 
@@ -449,6 +453,40 @@ def test_the_rule_table() -> None:
     assert [(row["op"], row["state"]) for row in rows] == [("NonZero", "frozen")]
 
 
+def test_rules_shows_what_a_computed_rule_gives() -> None:
+    assert run("rules", "Reshape").stdout == (
+        "Reshape (covered)\n"
+        "  computed: Cut both shapes into the smallest blocks of equal product; [1] states the "
+        "result.\n"
+        "  such as, with shapes in [] and constants in {}\n"
+        "    [2,5,12] {2,5,3,4}:  r0 r1 (r2 r3), ~ -> r0 r1 r2 r3 | [1]=r0 r1 r2 r3\n"
+        "    [2,8,4,4] {2,-1}:  r0 r1 r2 r3, ~ -> r0 (r1 r2 r3) | [1]=r0 _\n"
+        "    [1,6,4,4] {1,4,6,4}:  1 _a1 _a2 r0, ~ -> 1 _b1 _b2 r0 | [1]=1 _b1 _b2 r0\n"
+    )
+    assert "such as" not in run("rules", "Relu").stdout
+    assert "such as" not in run("rules", "NonZero").stdout
+    (row,) = json.loads(run("rules", "Concat", "--json").stdout)
+    assert row["examples"] == ["[1,8,4] [1,3,4] axis=1:  a0 p0 a2, a0 p1 a2 -> a0 p0+p1 a2"]
+    assert "[1,8,4,4] - - {1,8,8,8}:" in run("rules", "Resize").stdout
+
+
+COMPUTED = [op for op, row in BUILT_IN.items() if not isinstance(row, str)]
+
+
+def test_every_computed_rule_has_examples() -> None:
+    assert set(EXAMPLES) == set(COMPUTED)
+
+
+@pytest.mark.parametrize("op", COMPUTED)
+def test_an_example_is_a_line_of_the_notation(op: str) -> None:
+    found = examples(op)
+    assert len(found) == len(EXAMPLES[op])
+    for text in found:
+        rule = parse(text.partition(":  ")[2])
+        assert len(rule.operands) >= 1
+        assert rule.results
+
+
 @pytest.mark.parametrize(
     ("text", "number"),
     [
@@ -543,6 +581,30 @@ def test_progress_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_help(command: list[str]) -> None:
     assert "Usage: onnxprune" in run(*command, "--help").stdout.replace("root", "onnxprune")
+
+
+def test_the_help_of_prune_explains_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERMINAL_WIDTH", "200")
+    shown = " ".join(re.sub(r"[│╭╮╰╯─]", " ", run("prune", "--help").stdout).split())
+    assert set(options.CRITERIA) == set(CRITERIA)
+    assert options.DEFAULT == DEFAULT
+    for name, text in options.CRITERIA.items():
+        assert f"{name}: {text}" in shown
+    for text in (
+        f"(default: {DEFAULT})",
+        f"(default: {MAX_RATIO})",
+        "[default: global]",
+        "[default: auto]",
+        "uniform: every group loses the same share",
+    ):
+        assert text in shown, text
+
+
+def test_the_main_help_tells_the_exit_codes() -> None:
+    shown = " ".join(run("--help").stdout.split())
+    for text in ("0 done", "2 bad input", "3 an internal error", "--debug", "ONNXPRUNE_DEBUG"):
+        assert text in shown
 
 
 def test_the_version() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -106,6 +106,26 @@ def _budget(name: str, what: str, example: str) -> typer.models.OptionInfo:
     return option
 
 
+# What an index is worth; docs/criteria.md says more. A test holds this against score.CRITERIA.
+DEFAULT: Final = "l2"
+CRITERIA: Final = {
+    "l1": "sum of the absolute weights",
+    "l2": "root of their squares",
+    "linf": "largest weight",
+    "fpgm": "distance to all others of its group",
+    "bn-scale": "scale of its BatchNormalization (l2 where there is none)",
+    "lamp": "square against all squares of the group that are larger",
+    "redundancy": "l2, times what no other channel stands for; near-copies are merged",
+    "random": "nothing: the baseline",
+}
+
+
+def _criteria() -> str:
+    """The help of ``--criterion``: a line for each."""
+    told = "; ".join(f"{name}: {text}" for name, text in CRITERIA.items())
+    return f"What a channel is worth. {told}. (default: {DEFAULT})"
+
+
 Macs = Annotated[float | None, _budget("--macs", "multiply-accumulates", "300M")]
 Params = Annotated[float | None, _budget("--params", "parameters", "2M")]
 SizeBytes = Annotated[float | None, _budget("--bytes", "bytes of the file", "2MB, 512KiB")]
@@ -114,17 +134,15 @@ PeakBytes = Annotated[
 ]
 Criterion = Annotated[
     str | None,
-    typer.Option(
-        "--criterion",
-        help="l1, l2, linf, fpgm, bn-scale, lamp, random or redundancy.",
-        rich_help_panel=CHOICE,
-    ),
+    typer.Option("--criterion", help=_criteria(), rich_help_panel=CHOICE, show_default=False),
 ]
 Scope = Annotated[
     str,
     typer.Option(
         "--scope",
-        help="How a budget is shared out: global, uniform or per-group (see --group-ratio).",
+        help="How a budget is shared out. global: the lowest scores of all groups go first; "
+        "uniform: every group loses the same share; per-group: shares in the proportions of "
+        "--group-ratio.",
         rich_help_panel=CHOICE,
     ),
 ]
@@ -159,8 +177,9 @@ MaxRatio = Annotated[
         "--max-ratio",
         parser=share,
         metavar="SHARE",
-        help="No group loses a larger share under a budget.",
+        help="No group loses a larger share under a budget (default: 0.9).",
         rich_help_panel=CHOICE,
+        show_default=False,
     ),
 ]
 Include = Annotated[

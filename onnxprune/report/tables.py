@@ -229,5 +229,10 @@ def operators(rows: Sequence[OperatorRow], missing: bool = False) -> RenderableT
 
 
 def operator(row: OperatorRow) -> str:
-    """One operator in two lines."""
-    return f"{row.op} ({row.state})\n  {row.says}"
+    """One operator in two lines, and examples of a computed rule."""
+    examples = [
+        "  such as, with shapes in [] and constants in {}",
+        *(f"    {example}" for example in row.examples),
+    ]
+    lines = [f"{row.op} ({row.state})", f"  {row.says}", *(examples if row.examples else ())]
+    return "\n".join(lines)
