@@ -267,7 +267,15 @@ def test_a_pruned_model_that_is_none_is_refused() -> None:
 
 
 def test_a_missing_plan_is_refused() -> None:
-    refused(["apply", "m.onnx", "p.json", "-o", "small.onnx"], "the plan 'p.json' can't be read")
+    refused(
+        ["apply", "m.onnx", "p.json", "-o", "small.onnx"], "the plan 'p.json' can't be read: No"
+    )
+
+
+def test_a_plan_that_is_no_text_is_refused() -> None:
+    Path("p.json").write_bytes(b"\xff\xfe\x00")
+    message = "the plan 'p.json' can't be read: it is no UTF-8 text"
+    refused(["apply", "m.onnx", "p.json", "-o", "small.onnx"], message)
 
 
 def test_a_plan_does_not_go_over_the_model() -> None:
