@@ -71,4 +71,5 @@ if not TYPE_CHECKING:  # so that type checkers know the names above, and no othe
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    dunders = {name for name in globals() if name.startswith("__")}
+    return sorted({*dunders, *__all__})  # not the submodules that imports leave here

@@ -11,33 +11,50 @@ from pathlib import Path
 from typing import Any, Literal
 
 from onnxprune import explaining, pipeline
+from onnxprune.amounts import amount, share
 from onnxprune.budget import MAX_RATIO, Budget, Options, Scope
 from onnxprune.coupling import Coupling
+from onnxprune.errors import RuleError
 from onnxprune.files import load, save
 from onnxprune.passes.score import CRITERIA, DEFAULT
 from onnxprune.pipeline import Choice, Inputs, Progress, Run
 from onnxprune.plan import Plan, read_plan
 from onnxprune.results import Inspection, Report
-from onnxprune.rules import Row, stated_row
+from onnxprune.rules import BUILT_IN, Row, stated_row
 from onnxprune.verdict import Verification
 
 _user_rules: dict[str, Row] = {}
 
 
-def register_rule(op: str, line: str) -> None:
+def register_rule(op: str, line: str, *, replace: bool = False) -> None:
     """Give an operator a rule, for this process.
 
     Args:
         op: the operator with its domain: ``my.domain::MyOp``.
         line: the row: ``_ c *, c -> _ c *``.
+        replace: whether it may take the place of a built-in rule.
 
     Raises:
-        RuleError: the line breaks the notation.
+        RuleError: the line breaks the notation, a result carries a letter that no operand has, or
+            the operator has a built-in rule that is not to be replaced.
     """
+    if not replace:
+        _refuse_built_in(op)
     _user_rules[op] = stated_row(line)
 
 
+def _refuse_built_in(op: str) -> None:
+    if op in BUILT_IN:
+        raise RuleError(
+            f"operator {op} has a built-in rule (see 'onnxprune rules {op}'), and --rule and rules "
+            "are for operators without one: to replace it, call onnxprune.register_rule(operator, "
+            "line, replace=True) in Python"
+        )
+
+
 def _every(rules: Mapping[str, str] | None) -> dict[str, Row]:
+    for op in rules or {}:
+        _refuse_built_in(op)
     return {**_user_rules, **{op: stated_row(line) for op, line in (rules or {}).items()}}
 
 
@@ -71,26 +88,28 @@ def explain(model: Any, what: str, rules: Mapping[str, str] | None = None) -> st
 def prune(
     model: Any,
     *,
-    ratio: float | None = None,
-    macs: float | None = None,
-    params: float | None = None,
-    size_bytes: float | None = None,
-    peak_bytes: float | None = None,
+    ratio: float | str | None = None,
+    macs: float | str | None = None,
+    params: float | str | None = None,
+    size_bytes: float | str | None = None,
+    peak_bytes: float | str | None = None,
     criterion: str = DEFAULT,
     scope: Scope = "global",
     align: Literal["auto"] | int = "auto",
     min_channels: int = 1,
-    max_ratio: float = MAX_RATIO,
+    max_ratio: float | str = MAX_RATIO,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     exact_only: bool = False,
-    per_group: Mapping[str, float] | None = None,
+    per_group: Mapping[str, float | str] | None = None,
     steps: int = 1,
     seed: int = 0,
     verify: bool = True,
     inputs: Inputs = None,
     rules: Mapping[str, str] | None = None,
     output: str | Path | None = None,
+    plan_output: str | Path | None = None,
+    report_output: str | Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[Any, Report]:
     """Make a model smaller, and prove that nothing else changed.
@@ -98,7 +117,8 @@ def prune(
     Args:
         model: a path, a ModelProto or a graphsurgeon Graph.
         ratio: the share of every group that goes; with a budget it is not given.
-        macs: the multiply-accumulates that may remain, as a fraction (<= 1) or a number.
+        macs: the multiply-accumulates that may remain, as a fraction (<= 1) or a number; texts as
+            on the command line (``"50%"``, ``"300M"``) are read as well, here and below.
         params: the same for parameters.
         size_bytes: the same for the bytes of the file.
         peak_bytes: the same for the bytes of activations alive at once.
@@ -118,6 +138,8 @@ def prune(
         inputs: real inputs for the verification (.npz or arrays by name).
         rules: rows for custom operators.
         output: where to write the result, once it is proved.
+        plan_output: where to write the plan, with it.
+        report_output: where to write the report as JSON, also that of a verification that failed.
         progress: is told the name of each pass as it starts.
 
     Returns:
@@ -125,21 +147,25 @@ def prune(
 
     Raises:
         OnnxPruneError: bad input, in one sentence.
-        VerificationError: the result differs from the masked original.
+        VerificationError: the result differs from the masked original; ``report`` says where.
     """
-    budget = Budget(ratio, macs, params, size_bytes, peak_bytes)
+    budgets = (macs, params, size_bytes, peak_bytes)
+    budget = Budget(
+        None if ratio is None else share(ratio),
+        *(None if value is None else amount(value) for value in budgets),
+    )
     options = Options(
         scope,
         align,
         min_channels,
-        max_ratio,
+        share(max_ratio),
         tuple(include),
         tuple(exclude),
         exact_only,
-        per_group,
+        None if per_group is None else {name: share(own) for name, own in per_group.items()},
     )
     choice = Choice(budget, options, criterion, steps, seed)
-    run = Run(model, _every(rules), verify, inputs, output, progress)
+    run = Run(model, _every(rules), verify, inputs, output, plan_output, report_output, progress)
     return pipeline.prune(run, choice)
 
 
@@ -151,6 +177,7 @@ def apply(
     inputs: Inputs = None,
     rules: Mapping[str, str] | None = None,
     output: str | Path | None = None,
+    report_output: str | Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[Any, Report]:
     """Replay a plan, on its own model or on a twin with the same names (fp16, QDQ).
@@ -159,7 +186,7 @@ def apply(
         BadPlanError: the plan does not fit the model.
         VerificationError: the result differs from the masked original.
     """
-    run = Run(model, _every(rules), verify, inputs, output, progress)
+    run = Run(model, _every(rules), verify, inputs, output, None, report_output, progress)
     return pipeline.replay(run, _plan(plan))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Final, Literal, get_args
@@ -10,6 +10,7 @@ from typing import Final, Literal, get_args
 import numpy as np
 
 from onnxprune.alignment import Align
+from onnxprune.amounts import count, size
 from onnxprune.axes import Mask, Values
 from onnxprune.cost import MEASURES, Cost
 from onnxprune.coupling import Coupling, Group
@@ -23,6 +24,7 @@ FLAGS: Final = {
     "size_bytes": ("--bytes", "bytes"),
     "peak_bytes": ("--peak-memory", "peak memory"),
 }
+BYTES: Final = ("size_bytes", "peak_bytes")
 
 
 @dataclass(frozen=True)
@@ -203,17 +205,58 @@ def rates_of(coupling: Coupling, budget: Budget, options: Options) -> tuple[Valu
     return np.array([rest if p is None else ratios[p] for p in found]), unused
 
 
+def check_patterns(coupling: Coupling, options: Options) -> list[str]:
+    """Notes on patterns of ``exclude`` that match no group.
+
+    Raises:
+        OnnxPruneError: a pattern of ``include`` matches none.
+    """
+
+    def unused(patterns: Iterable[str]) -> list[str]:
+        groups = coupling.groups
+        return [p for p in patterns if not any(matches(coupling, g, [p]) for g in groups)]
+
+    for pattern in unused(options.include):
+        raise OnnxPruneError(
+            f"--include '{pattern}' matches no group of '{coupling.model.name}' that can be "
+            "pruned: see onnxprune inspect for the names"
+        )
+    return [f"--exclude '{p}' matches no group that can be pruned" for p in unused(options.exclude)]
+
+
+def holding(options: Options, better: Callable[[Options], bool]) -> str:
+    """Which options keep a choice from what was asked for, as advice to end a sentence with.
+
+    Args:
+        options: those of the choice.
+        better: whether the choice comes nearer to what was asked for with other options.
+    """
+    others = {
+        "--align 1": replace(options, align=1),
+        "a lower --min-channels": replace(options, min_channels=1),
+        "a higher --max-ratio": replace(options, max_ratio=1.0),
+    }
+    found = [text for text, other in others.items() if other != options and better(other)]
+    return f"; {' or '.join(found)} would get nearer" if found else ""
+
+
 def unreachable(
-    budget: Budget, options: Options, limits: Mapping[str, float], before: Cost, least: Cost
+    budget: Budget, limits: Mapping[str, float], before: Cost, least: Cost, advice: str
 ) -> str:
     """What can be reached of the first budget that ``least``, the lowest cost, does not meet."""
-    measure = next(m for m, limit in limits.items() if getattr(least, m) > limit)
+    measure = missed(limits, least)
     flag, noun = FLAGS[measure]
     asked, left = budget.given()[measure], getattr(least, measure)
-    share = left / getattr(before, measure)
-    remains = f"{share:.3g}" if asked <= 1 else f"{left}"
+    part = left / getattr(before, measure)
+    figure = size if measure in BYTES else count
+    wanted = f"{asked:g}" if asked <= 1 else figure(asked)
+    remains = f"{part:.3g}" if asked <= 1 else figure(left)
     return (
-        f"{flag} {asked:g}: at most {100 - 100 * share:.1f} % of the {noun} can go, {remains} "
-        f"remains; the rest is frozen, excluded, or held by max_ratio {options.max_ratio:g}, "
-        f"min_channels {options.min_channels} and align {options.align}"
+        f"{flag} {wanted}: at most {100 - 100 * part:.1f} % of the {noun} can go, {remains} "
+        f"remains; the rest is frozen, excluded, or held by the options{advice}"
     )
+
+
+def missed(limits: Mapping[str, float], least: Cost) -> str:
+    """The first measure whose limit this cost does not keep."""
+    return next(measure for measure, limit in limits.items() if getattr(least, measure) > limit)

@@ -158,7 +158,7 @@ def cost_model(coupling: Coupling) -> CostModel:
         coupling: its structure; the groups' kept counts are the unknowns.
     """
     unknowns = [group.factor for group in coupling.groups]
-    polynomials = Polynomials(coupling.factors, unknowns, _single_samples(coupling))
+    polynomials = Polynomials(coupling.factors, unknowns, single_samples(coupling))
     table = SizeTable(polynomials, unknowns)
     macs = list(_macs(coupling, table))
     found, fixed_params = uses(coupling, table)
@@ -183,7 +183,7 @@ def _summed(sizes: list[tuple[int, int]], rows: int) -> Values:
     return tally(np.array(where, np.intp), np.array(scales, np.float64), rows)
 
 
-def _single_samples(coupling: Coupling) -> dict[int, int]:
+def single_samples(coupling: Coupling) -> dict[int, int]:
     """What factors that count samples are for one sample: told by their two sizes."""
     first, second = dynamic.BATCH
     found = {}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from onnxprune.axes import Factors, Layout, Reason
 from onnxprune.model import Model, Node
 from onnxprune.notation import UNIT, Axis, Fit, is_whole
+
+WHOLE: Final = "its rule keeps this axis whole"  # kernel sizes, tables of ids: what one expects
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class OnnxPruneError(Exception):
     """Bad input: the CLI prints the message alone and exits with 2."""
@@ -32,4 +34,13 @@ class GateError(Exception):
 
 
 class VerificationError(GateError):
-    """The pruned model differs from its masked original."""
+    """The pruned model differs from its masked original.
+
+    Attributes:
+        report: the ``onnxprune.results.Report`` of what was tried, with the failed verification;
+            None where there is none.
+    """
+
+    def __init__(self, message: str, report: Any = None) -> None:
+        super().__init__(message)
+        self.report = report

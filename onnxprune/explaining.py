@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
 
-from onnxprune.axes import Layout
-from onnxprune.cost import Cost, CostModel, cost_model
+from onnxprune.axes import Layout, Opaque, Sum
+from onnxprune.cost import Cost, CostModel, cost_model, single_samples
 from onnxprune.coupling import Coupling, Group
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import subgraphs
@@ -66,7 +67,20 @@ def inspection(coupling: Coupling) -> Inspection:
         groups=rows,
         frozen=frozen_rows(coupling),
         uncovered=_uncovered(coupling),
+        inputs=input_shapes(coupling),
     )
+
+
+def input_shapes(coupling: Coupling) -> dict[str, tuple[int, ...]]:
+    """The shape of each input that costs are given for: one sample, where their number is free."""
+    factors, singles = coupling.factors, single_samples(coupling)
+    return {
+        name: tuple(
+            0 if isinstance(layout, Opaque) else factors.count(layout, singles)
+            for layout in coupling.layouts.get(name, ())
+        )
+        for name in coupling.model.inputs
+    }
 
 
 def frozen_rows(coupling: Coupling) -> tuple[FrozenRow, ...]:
@@ -76,7 +90,11 @@ def frozen_rows(coupling: Coupling) -> tuple[FrozenRow, ...]:
         for axis, layout in enumerate(coupling.layouts.get(name, ())):
             reason = coupling.factors.reason(layout)
             if reason is not None and param.shape[axis] > 1:
-                rows.append(FrozenRow(name, axis, param.shape[axis], coupling.says(reason)))
+                why = coupling.says(reason)
+                if not coupling.factors.leaves(layout):
+                    normal = coupling.factors.normal(layout)
+                    why = f"it is cut into single indices{_first_with(coupling, normal)}"
+                rows.append(FrozenRow(name, axis, param.shape[axis], why))
     return tuple(rows)
 
 
@@ -167,11 +185,56 @@ def _about_value(coupling: Coupling, name: str, only: int | None) -> str:
 
 
 def _about_axis(coupling: Coupling, axis: int, layout: Layout) -> list[str]:
-    factors = coupling.factors
-    lines = [f"  axis {axis}: {factors.render(layout, coupling.names())}"]
-    own = [g for g in coupling.groups if g.factor in factors.leaves(layout)]
-    lines.extend(f"    group {g.name}, {len(g.members)} members" for g in own)
-    reasons = {factors.reason(leaf) for leaf in factors.leaves(layout)} or {factors.reason(layout)}
-    said = sorted({coupling.says(reason) for reason in reasons if reason is not None})
-    lines.extend(f"    whole: {text}" for text in said)
+    factors, names = coupling.factors, coupling.names()
+    normal = factors.normal(layout)
+    lines = [f"  axis {axis}: {factors.render(normal, names)}"]
+    if not isinstance(normal, Sum) or not normal.parts:
+        return lines + [f"    {line}" for line in _about_part(coupling, normal)]
+    parts = Counter(normal.parts)
+    for part, times in list(parts.items())[:SHOWN]:
+        often = f", {times} times" if times > 1 else ""
+        lines.append(f"    {factors.render(part, names)}, {_channels(factors.size(part))}{often}")
+        if factors.size(part) == 1:
+            lines.append(f"      whole: single indices{_first_with(coupling, normal)}")
+        else:
+            lines.extend(f"      {line}" for line in _about_part(coupling, part))
+    if len(parts) > SHOWN:
+        lines.append(f"    and {len(parts) - SHOWN} more parts")
     return lines
+
+
+def _about_part(coupling: Coupling, layout: Layout) -> list[str]:
+    """A line for each factor of a part of an axis: its group, or what keeps it whole."""
+    factors = coupling.factors
+    own = {group.factor: group for group in coupling.groups}
+    lines = []
+    for leaf in factors.leaves(layout):
+        reason = factors.reason(leaf)
+        if leaf in own:
+            lines.append(f"group {own[leaf].name}, {len(own[leaf].members)} members")
+        elif reason is not None:
+            size = f"{_channels(factors.size(leaf))} of it " if leaf != layout else ""
+            lines.append(f"{size}whole: {coupling.says(reason)}")
+        else:
+            lines.append("free, but no parameter has it: there is nothing to prune")
+    if not lines and not isinstance(layout, Opaque) and factors.size(layout) > 1:
+        return [f"whole: it is cut into single indices{_first_with(coupling, layout)}"]
+    reason = factors.reason(layout)
+    if not lines and reason is not None:
+        lines = [f"whole: {coupling.says(reason)}"]
+    return list(dict.fromkeys(lines))
+
+
+def _first_with(coupling: Coupling, part: Layout) -> str:
+    """The first node that makes an axis with this part, in words: there it is cut at the latest."""
+    for node in coupling.model.nodes:
+        for name in node.outputs:
+            for layout in coupling.layouts.get(name, ()):
+                normal = coupling.factors.normal(layout)
+                if normal == part or (isinstance(normal, Sum) and part in normal.parts):
+                    return f", first met at {node.label}"
+    return ""
+
+
+def _channels(size: int) -> str:
+    return f"{size} indices" if size != 1 else "1 index"

@@ -7,6 +7,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,9 @@ PROTOBUF_LIMIT: Final = 2**31 - 2**20
 INLINE_BYTES: Final = 1024  # smaller tensors stay in the protobuf
 PAGE_BYTES: Final = 4096  # tensors start at pages, so that they can be mapped
 BLOCK_BYTES: Final = 2**24
+
+Fill = Callable[[Path], object]
+Write = Callable[[Path, Fill], None]
 
 
 def read_proto(path: Path) -> onnx.ModelProto:
@@ -141,28 +145,45 @@ def copy_fields(target: Any, source: Any, without: Collection[str]) -> None:
             getattr(target, descriptor.name).CopyFrom(value)
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then rename it."""
-    write_together({path: write})
+@contextmanager
+def together() -> Iterator[Write]:
+    """Write files that appear together, or not at all.
 
+    Yields:
+        a function that fills a temporary file beside a path. When the block ends they are renamed,
+        in that order; when it fails or is interrupted they vanish, and what was there stays.
 
-def write_together(writes: Mapping[Path, Callable[[Path], object]]) -> None:
-    """Fill a temporary file beside each path, in turn; rename them when all are written."""
+    Raises:
+        OnnxPruneError: which file can't be written, and why.
+    """
     temporaries: dict[Path, Path] = {}
-    try:
-        for path, write in writes.items():
+
+    def write(path: Path, fill: Fill) -> None:
+        with _explained(path):
             mode = path.stat().st_mode if path.exists() else 0o666 & ~_umask()
-            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent or Path())
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
             os.close(handle)
             temporaries[path] = Path(name)
-            write(Path(name))
+            fill(Path(name))
             Path(name).chmod(mode)
+
+    try:
+        yield write
         for path, temporary in temporaries.items():
-            temporary.replace(path)
+            with _explained(path):
+                temporary.replace(path)
     except BaseException:
         for temporary in temporaries.values():
             temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OnnxPruneError(f"'{path}' can't be written: {error.strerror or error}") from error
 
 
 def save(
@@ -170,6 +191,7 @@ def save(
     path: Path,
     folder: Path | None = None,
     like: onnx.ModelProto | None = None,
+    write: Write | None = None,
 ) -> list[Path]:
     """Write a model atomically: to a temporary file first, then renamed.
 
@@ -182,6 +204,7 @@ def save(
         path: where to.
         folder: where the external data lies that the model refers to.
         like: the model that it was made from: no file of that is overwritten.
+        write: from ``together``, where other files are to appear with it.
 
     Returns:
         the files that were written.
@@ -190,6 +213,9 @@ def save(
         OnnxPruneError: the folder is not there, or can't be written to, or the data would replace
             that of the original.
     """
+    if write is None:
+        with together() as own:
+            return save(proto, path, folder, like, own)
     if not path.parent.is_dir():
         raise OnnxPruneError(f"'{path}' can't be written: there is no folder '{path.parent}'")
     places = _places(proto) | (_places(like) if like is not None else set())
@@ -197,20 +223,13 @@ def save(
     data = path.with_name(f"{path.name}.data")
     if folder is not None and data.resolve() in {(folder / place).resolve() for place in places}:
         raise OnnxPruneError(f"'{data}' holds the data of the original: give another output path")
-    try:
-        if not outside:
-            write_atomically(path, lambda p: p.write_bytes(proto.SerializeToString()))
-            return [path]
-        light = onnx.ModelProto()
-        write_together(
-            {
-                data: lambda p: _write_data(proto, light, p, data.name, folder),
-                path: lambda p: p.write_bytes(light.SerializeToString()),
-            }
-        )
-        return [path, data]
-    except OSError as error:
-        raise OnnxPruneError(f"'{path}' can't be written: {error.strerror}") from error
+    if not outside:
+        write(path, lambda p: p.write_bytes(proto.SerializeToString()))
+        return [path]
+    light = onnx.ModelProto()
+    write(data, lambda p: _write_data(proto, light, p, data.name, folder))
+    write(path, lambda p: p.write_bytes(light.SerializeToString()))
+    return [path, data]
 
 
 def _places(proto: onnx.ModelProto) -> set[str]:

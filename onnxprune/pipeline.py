@@ -15,14 +15,21 @@ import onnx
 
 from onnxprune import data, explaining, files
 from onnxprune.axes import Mask
-from onnxprune.budget import Budget, Options, check
+from onnxprune.budget import Budget, Options, check, check_patterns
 from onnxprune.cost import cost_model
 from onnxprune.coupling import Coupling
 from onnxprune.errors import NothingToPruneError, OnnxPruneError, VerificationError
 from onnxprune.model import Array, Model
 from onnxprune.passes.couple import couple
 from onnxprune.passes.normalize import normalize
-from onnxprune.passes.score import MERGING, check_known, merge_weights, merges, score
+from onnxprune.passes.score import (
+    MERGING,
+    check_known,
+    merge_weights,
+    merges,
+    remarks,
+    score,
+)
 from onnxprune.passes.select import select
 from onnxprune.passes.shrink import shrink
 from onnxprune.passes.verify import verify
@@ -72,6 +79,8 @@ class Run:
         verify: whether to prove the result.
         inputs: real inputs for that.
         output: where to write the result.
+        plan_output: where to write the plan, with it.
+        report_output: where to write the report, also that of a verification that failed.
         progress: is told the name of each pass as it starts.
         seconds: time by pass.
     """
@@ -81,6 +90,8 @@ class Run:
     verify: bool = True
     inputs: Inputs = None
     output: str | Path | None = None
+    plan_output: str | Path | None = None
+    report_output: str | Path | None = None
     progress: Progress | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -137,7 +148,12 @@ def prune(run: Run, choice: Choice) -> tuple[Any, Report]:
         coupling = analyse(loaded, run.rules)
     if not coupling.groups:
         raise NothingToPruneError(explaining.nothing_to_prune(coupling))
-    keep, notes = _choose(coupling, choice, run)
+    notes = [
+        *check_patterns(coupling, choice.options),
+        *remarks(coupling, choice.criterion),
+    ]
+    keep, limits = _choose(coupling, choice, run)
+    notes += limits
     merge_seed = choice.seed if choice.criterion in MERGING else None
     plan = make_plan(coupling, keep, run.digest(), merge_seed)
     return _finish(run, coupling, keep, plan, choice.settings(), notes, target)
@@ -172,9 +188,7 @@ def compare(run: Run, small: Any, plan: Plan, seed: int) -> Verification:
     )
 
 
-def _choose(
-    coupling: Coupling, choice: Choice, run: Run
-) -> tuple[dict[int, Mask], tuple[str, ...]]:
+def _choose(coupling: Coupling, choice: Choice, run: Run) -> tuple[dict[int, Mask], list[str]]:
     """Score and select, in one step or several; masks by factor of the first coupling."""
     steps = choice.steps
     if steps < 1:
@@ -182,7 +196,7 @@ def _choose(
     keep: dict[int, Mask] = {g.factor: np.ones(g.size, bool) for g in coupling.groups}
     costs = cost_model(coupling)
     before, current = costs.cost({}), coupling
-    notes: tuple[str, ...] = ()
+    notes: dict[str, list[int]] = {}  # with the steps that they are of
     for step in range(1, steps + 1):
         if step > 1:
             current = analyse(shrink(coupling, keep), run.rules, coupling.model.folder)
@@ -192,13 +206,31 @@ def _choose(
         with run.step("select"):
             budget = choice.budget.at_step(step, steps, before)
             selection = select(current, scores, budget, choice.options.at_step(steps), costs)
-        own_groups = {group.name: group for group in current.groups}
-        for group in coupling.groups:
-            mask, own = keep[group.factor], own_groups.get(group.name)
-            if own is not None and own.factor in selection.keep:
-                mask[np.flatnonzero(mask)] = selection.keep[own.factor]
-        notes = selection.limits
-    return {factor: mask for factor, mask in keep.items() if not mask.all()}, notes
+        told = [*selection.limits, *_narrow(coupling, current, selection.keep, keep)]
+        for note in told:
+            notes.setdefault(note, []).append(step)
+    masks = {factor: mask for factor, mask in keep.items() if not mask.all()}
+    return masks, [_of_steps(note, own, steps) for note, own in notes.items()]
+
+
+def _narrow(
+    coupling: Coupling, current: Coupling, chosen: Mapping[int, Mask], keep: Mapping[int, Mask]
+) -> Iterator[str]:
+    """Put the choice of one step into the masks of the whole; notes on groups that are lost."""
+    own_groups = {group.name: group for group in current.groups}
+    for group in coupling.groups:
+        mask, own = keep[group.factor], own_groups.get(group.name)
+        if own is not None and own.factor in chosen:
+            mask[np.flatnonzero(mask)] = chosen[own.factor]
+        elif own is None and mask.sum() > 1:  # of one channel there is nothing to find
+            yield f"group '{group.name}' is not found again after a step, and loses no more"
+
+
+def _of_steps(note: str, own: Sequence[int], steps: int) -> str:
+    """A note, with the steps that it is of where it is not of all."""
+    if len(own) == steps:
+        return note
+    return f"step {', '.join(map(str, own))} of {steps}: {note}"
 
 
 def _finish(
@@ -213,22 +245,17 @@ def _finish(
     values = _merged(coupling, keep, plan)
     with run.step("shrink"):
         proto = shrink(coupling, keep, values)
-    verification = None
+    verification, failure = None, None
     if run.verify:
         with run.step("verify"):
             seed = int(settings.get("seed", 0))
             feeds = _feeds(run.inputs, coupling.model)
             verification = verify(coupling, keep, proto, inputs=feeds, seed=seed, values=values)
         if not verification.ok or (keep and verification.blind):
-            raise VerificationError(verification.summary())
+            failure = verification.summary()
     else:
         notes = [*notes, "not verified: the proof was switched off"]
     before, after, rows = explaining.costs(coupling, keep)
-    if target is not None:
-        with run.step("write"):
-            files.save(proto, target, coupling.model.folder, like=coupling.model.proto)
-    else:
-        proto = files.with_data(proto, coupling.model.folder)
     report = Report(
         name=coupling.model.name,
         settings=settings,
@@ -239,8 +266,38 @@ def _finish(
         seconds=run.seconds,
         notes=tuple(notes),
         plan=plan,
+        inputs=explaining.input_shapes(coupling),
     )
+    if failure is not None:
+        _write(run, report, None, None)
+        raise VerificationError(failure, report)
+    _write(run, report, plan, None if target is None else (proto, target, coupling.model))
+    if target is None:
+        proto = files.with_data(proto, coupling.model.folder)
     return _like(run.source, proto), report
+
+
+def _write(
+    run: Run,
+    report: Report,
+    plan: Plan | None,
+    model: tuple[onnx.ModelProto, Path, Model] | None,
+) -> None:
+    """Write the model, the plan and the report: all or none; of a failure the report alone."""
+    with files.together() as write:
+        if model is not None:
+            proto, target, original = model
+            with run.step("write"):
+                files.save(proto, target, original.folder, original.proto, write)
+        with files.together() as beside:  # these are renamed before the model is
+            if run.plan_output is not None and plan is not None:
+                beside(Path(run.plan_output), _text(plan.to_json()))
+            if run.report_output is not None:
+                beside(Path(run.report_output), _text(report.to_json()))
+
+
+def _text(text: str) -> files.Fill:
+    return lambda path: path.write_text(text, encoding="utf-8")
 
 
 def _merged(coupling: Coupling, keep: Mapping[int, Mask], plan: Plan) -> dict[str, Array] | None:

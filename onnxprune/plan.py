@@ -79,8 +79,10 @@ def read_plan(path: Path) -> Plan:
     """
     try:
         return Plan.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadPlanError(f"the plan '{path}' can't be read: {error}") from error
+    except OSError as error:
+        raise BadPlanError(f"the plan '{path}' can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise BadPlanError(f"the plan '{path}' can't be read: it is no UTF-8 text") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"

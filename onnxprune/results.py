@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from onnxprune.amounts import count, size
 from onnxprune.cost import Cost
 from onnxprune.plan import Plan
 from onnxprune.verdict import Verification
@@ -61,9 +62,20 @@ class Jsonable:
         return json.dumps(self.to_dict(), indent=2, sort_keys=True, default=str) + "\n"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inspection(Jsonable):
-    """What a model is made of, and what of it can be pruned."""
+    """What a model is made of, and what of it can be pruned.
+
+    Attributes:
+        name: the model.
+        opset: the version of the ai.onnx operators.
+        nodes: how many it has.
+        macs, params, size_bytes, peak_bytes: its costs; see ``onnxprune.cost.Cost``.
+        groups: one row for each group.
+        frozen: one row for each axis of a parameter that can't be pruned.
+        uncovered: operators without a rule, with the reason.
+        inputs: the shape of each input that the costs are for.
+    """
 
     name: str
     opset: int
@@ -75,9 +87,18 @@ class Inspection(Jsonable):
     groups: tuple[GroupRow, ...]
     frozen: tuple[FrozenRow, ...]
     uncovered: dict[str, str] = field(default_factory=dict)
+    inputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return (
+            f"Inspection of {self.name}: opset {self.opset}, {self.nodes} nodes\n"
+            f"  MACs {count(self.macs)}, parameters {count(self.params)}, file "
+            f"{size(self.size_bytes)}, peak activations {size(self.peak_bytes)}\n"
+            f"  {len(self.groups)} groups can be pruned, {len(self.frozen)} axes are frozen"
+        )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report(Jsonable):
     """What pruning did.
 
@@ -90,7 +111,8 @@ class Report(Jsonable):
         verification: errors by output, or None where it was switched off.
         seconds: time by pass.
         notes: what the user should know.
-        plan: the plan; written to a file of its own by the CLI.
+        plan: the plan; it has a file of its own.
+        inputs: the shape of each input that the costs are for.
     """
 
     name: str
@@ -102,6 +124,27 @@ class Report(Jsonable):
     seconds: dict[str, float]
     notes: tuple[str, ...]
     plan: Plan = field(repr=False)
+    inputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        found, before, after = self.verification, self.before, self.after
+        if found is None:
+            verdict = "not verified: the proof was switched off"
+        elif found.ok and not found.blind:
+            verdict = f"verified: the largest relative error of an output is {found.error:.1e}"
+        else:
+            verdict = f"NOT verified: {found.summary()}"
+        notes = [f"  note: {note}" for note in self.notes]
+        return "\n".join(
+            [
+                f"Report of {self.name}",
+                f"  MACs {count(before.macs)} -> {count(after.macs)}, "
+                f"parameters {count(before.params)} -> {count(after.params)}, "
+                f"file {size(before.size_bytes)} -> {size(after.size_bytes)}",
+                f"  {verdict}",
+                *notes,
+            ]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; the plan has a file of its own."""

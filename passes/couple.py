@@ -8,7 +8,7 @@ from typing import Final
 import onnx
 
 from onnxprune.axes import OPAQUE, Factors, Layout, Reason
-from onnxprune.coupling import Bound, Coupling, Group, Member
+from onnxprune.coupling import WHOLE, Bound, Coupling, Group, Member
 from onnxprune.model import Model, Node
 from onnxprune.notation import UNIT, Axis, Fit, is_whole
 from onnxprune.rules import Row, Unprunable, fit_node
@@ -197,7 +197,7 @@ class _Step:
     def __init__(self, factors: Factors, node: Node, fit: Fit, letters: dict[str, Layout]) -> None:
         self.factors, self.fit, self.letters = factors, fit, letters
         self.reason = Reason("its rule can't cut this axis into factors", node.index)
-        self.whole = Reason("its rule keeps this axis whole", node.index)
+        self.whole = Reason(WHOLE, node.index)
 
     def letter(self, name: str) -> Layout:
         """What a letter stands for; a fresh factor the first time."""

@@ -21,7 +21,7 @@ from typing import Final
 
 import numpy as np
 
-from onnxprune.alignment import Alignment, alignment
+from onnxprune.alignment import alignment
 from onnxprune.axes import Mask, Values
 from onnxprune.budget import (
     MAX_RATIO,
@@ -30,20 +30,21 @@ from onnxprune.budget import (
     Scope,
     check,
     free_groups,
+    holding,
+    missed,
     rates_of,
     unreachable,
 )
 from onnxprune.cost import Cost, CostModel, cost_model
+from onnxprune.counts import EPSILON, Goal, Space, space_of
 from onnxprune.coupling import Coupling
 from onnxprune.errors import BudgetError
-from onnxprune.polynomials import Indices
 
 __all__ = ["MAX_RATIO", "Budget", "Options", "Scope", "Selection", "select"]
 
 CLOSE: Final = 0.98  # of a budget: what a selection uses at least, where steps allow it
 SEARCH_STEPS: Final = 40
 TRIES: Final = 2000  # counts looked through where single steps don't fit
-EPSILON: Final = 1e-9
 # Measured on detection, recognition, file-type and pitch networks without training, at 95 to 50 %
 # of the MACs: the error of the outputs is lowest about here, for some at a third of that at 0.
 POWER: Final = 0.35
@@ -51,6 +52,7 @@ LEAST_SHARE: Final = 1e-3
 SUMS: Final = ("macs", "params", "size_bytes")  # measures of which every group has its share
 SPARE: Final = 0.995  # of a byte budget: the rest is for the names of copies and restated shapes
 Worth = Callable[[Values, Values], Values]
+Spaced = Callable[[Options], Space]
 
 
 @dataclass(frozen=True)
@@ -99,21 +101,21 @@ def select(
     limits = {measure: limit for measure, limit in given.items() if getattr(before, measure) > 0}
     if "size_bytes" in limits and before.size_bytes > limits["size_bytes"]:
         limits["size_bytes"] *= SPARE
-    goal = _Goal(cost, limits)
+    goal = Goal(cost, limits)
     rates, notes = rates_of(coupling, budget, options)
     free = free_groups(coupling, options) & (rates > 0)
     if limits:
         free &= np.any([cost.touching(m, limit) for m, limit in limits.items()], axis=0)
     needs = _needs(coupling, scores, goal)
-    space = _space(needs, alignment(coupling, options.align), options, free, bool(given))
+
+    def spaced(own: Options) -> Space:
+        return space_of(needs, alignment(coupling, own.align), own, free, bool(given))
+
     if given:
-        counts, note = _search(space, goal, rates, budget, options)
-        notes += note
+        counts, note = _search(spaced, goal, rates, budget, options)
     else:
-        counts = space.rounded(space.full * (1 - rates))
-        whole = int((free & (counts == space.full)).sum())
-        if whole:
-            notes.append(f"{whole} groups stay whole: no smaller aligned count is as near")
+        counts, note = _ratio(spaced, rates, options)
+    notes += note
     masks = {
         group.factor: _best(scores[group.factor], int(kept))
         for group, kept in zip(coupling.groups, counts, strict=True)
@@ -122,7 +124,7 @@ def select(
     return Selection(masks, before, cost.at(counts), tuple(notes))
 
 
-def _needs(coupling: Coupling, scores: Mapping[int, Values], goal: _Goal) -> list[Values]:
+def _needs(coupling: Coupling, scores: Mapping[int, Values], goal: Goal) -> list[Values]:
     """How much each index (size,) is needed: its score, less where its group costs much.
 
     The score by itself leaves dear groups as wide as cheap ones; the score by cost empties the
@@ -149,130 +151,80 @@ def _best(scores: Values, kept: int) -> Mask:
     return mask
 
 
-@dataclass(frozen=True)
-class _Space:
-    """The counts that may be chosen.
+def _ratio(spaced: Spaced, rates: Values, options: Options) -> tuple[Values, list[str]]:
+    """The counts nearest to what is left of every group, and how many of these stay whole."""
 
-    Attributes:
-        free: (v,) which groups may be pruned.
-        full, floors: (v,) the largest and the smallest counts.
-        steps: the counts in between.
-        sums: for each group the sums (size + 1,) of its highest needs.
-        order: the group of every index, the lowest need first.
-    """
+    def counts(own: Options) -> tuple[Values, int]:
+        space = spaced(own)
+        found = space.rounded(space.full * (1 - rates))
+        return found, int((space.free & (found == space.full)).sum())
 
-    free: Mask
-    full: Values
-    floors: Values
-    steps: Alignment
-    sums: list[Values]
-    order: Indices
-
-    def rounded(self, counts: Values) -> Values:
-        """The allowed counts nearest by."""
-        found = np.clip(self.steps.nearest(counts), self.floors, self.full)
-        return self.steps.settled(found, self.floors)
-
-    def without(self, share: float) -> Values:
-        """What is left without this share of all indices, those with the lowest needs."""
-        gone = self.order[: round(share * len(self.order))]
-        return self.full - np.bincount(gone, minlength=len(self.full))
-
-    def moved(self, counts: Values, group: int, kept: float) -> Values:
-        """The counts with another one for a group."""
-        found = counts.copy()
-        found[group] = kept
-        return self.steps.settled(found, self.floors)
-
-    def means(self, low: Values, high: Values) -> Values:
-        """The mean need (v,) for the indices that a group keeps at one count and not at another."""
-        low = np.maximum(low, 0)
-        sums = [s[int(b)] - s[int(a)] for s, a, b in zip(self.sums, low, high, strict=True)]
-        return np.array(sums) / np.maximum(high - low, 1)
-
-
-def _space(
-    needs: list[Values], steps: Alignment, options: Options, free: Mask, limited: bool
-) -> _Space:
-    full = steps.sizes
-    least = np.ceil(full * (1 - options.max_ratio) - EPSILON) if limited else np.ones(len(full))
-    floors = steps.above(np.maximum(least, options.min_channels))
-    floors = np.where(free, np.minimum(floors, full), full)
-    sums = [np.concatenate([[0.0], np.cumsum(np.sort(values)[::-1])]) for values in needs]
-    open_ = np.flatnonzero(free)
-    places = np.repeat(open_, full[open_].astype(int))
-    pooled = np.concatenate([np.ones(0), *(needs[group] for group in open_)])
-    order = places[np.argsort(pooled, kind="stable")]
-    return _Space(free, full, floors, steps, sums, order)
-
-
-@dataclass(frozen=True)
-class _Goal:
-    """What must not be exceeded."""
-
-    cost: CostModel
-    limits: Mapping[str, float]
-
-    def use(self, counts: Values) -> float:
-        """The share of the tightest budget that these counts use: at most 1 where all hold."""
-        cost = self.cost.at(counts)
-        uses = (float(getattr(cost, m)) / limit for m, limit in self.limits.items())
-        return max(uses, default=0.0)
-
-    def uses(self, counts: Values, others: Values) -> Values:
-        """About the same (v,) for other counts of one group at a time."""
-        cost = self.cost.at(counts)
-        found = [
-            (getattr(cost, measure) + self.cost.slopes(counts, measure) * (others - counts)) / limit
-            for measure, limit in self.limits.items()
-        ]
-        most: Values = np.max(found, axis=0)
-        return most
+    found, whole = counts(options)
+    if not whole:
+        return found, []
+    advice = holding(options, lambda own: counts(own)[1] < whole)
+    return found, [f"{whole} groups stay whole: no smaller allowed count is as near{advice}"]
 
 
 def _search(
-    space: _Space, goal: _Goal, rates: Values, budget: Budget, options: Options
+    spaced: Spaced, goal: Goal, rates: Values, budget: Budget, options: Options
 ) -> tuple[Values, list[str]]:
     """The counts that meet the budgets, and what kept them from using these up."""
-    before = goal.cost.cost({})
+    space = spaced(options)
     if goal.use(space.full) <= 1:
         return space.full, ["the model is within the budget as it is"]
     rates = rates / min(rates[rates > 0], default=1.0)
+    least = goal.cost.at(space.floors)
+    if goal.use(space.floors) > 1:
+        measure = missed(goal.limits, least)
+        found = getattr(least, measure)
+        advice = holding(
+            options, lambda own: getattr(goal.cost.at(spaced(own).floors), measure) < found
+        )
+        before = goal.cost.cost({})
+        raise BudgetError(unreachable(budget, goal.limits, before, least, advice))
+    counts = _fitted(space, goal, rates, options.scope)
+    use = goal.use(counts)
+    if use >= CLOSE:
+        return counts, []
+    advice = holding(
+        options, lambda own: goal.use(_fitted(spaced(own), goal, rates, own.scope)) > use
+    )
+    text = f"{100 * use:.1f} % of the tightest budget is used: no steps of groups near it fit in"
+    return counts, [text + advice]
+
+
+def _fitted(space: Space, goal: Goal, rates: Values, scope: Scope) -> Values:
+    """The counts that meet the budgets, which the floors do."""
 
     def ideal(share: float) -> Values:
-        if options.scope == "global":
+        if scope == "global":
             return space.without(share)
         return space.full * np.maximum(1 - share * rates, 0)
 
-    lowest = space.rounded(ideal(1.0))
-    if goal.use(lowest) > 1:
-        least = goal.cost.at(lowest)
-        raise BudgetError(unreachable(budget, options, goal.limits, before, least))
     low, high = 0.0, 1.0
     for _ in range(SEARCH_STEPS):
         middle = (low + high) / 2
         fits = goal.use(space.rounded(ideal(middle))) <= 1
         low, high = (low, middle) if fits else (middle, high)
-    worth = _worth(space, rates, options.scope)
+    worth = _worth(space, rates, scope)
     found = _give_back(space, goal, worth, space.rounded(ideal(high)))
     if goal.use(found) < CLOSE:
         other = _take(space, goal, worth, space.rounded(ideal(low)))
         found = max(found, _give_back(space, goal, worth, other), key=goal.use)
     if goal.use(found) < CLOSE:
         found = _around(space, goal, found, ideal(high))
-    use = goal.use(found)
-    text = f"{100 * use:.1f} % of the tightest budget is used: no steps of groups near it fit in"
-    return found, [text] if use < CLOSE else []
+    return found
 
 
-def _worth(space: _Space, rates: Values, scope: Scope) -> Worth:
+def _worth(space: Space, rates: Values, scope: Scope) -> Worth:
     """How much groups (v,) need the indices between two counts, the lower one first."""
     if scope == "global":
         return space.means
     return lambda low, high: (1 - low / space.full) / np.maximum(rates, EPSILON)
 
 
-def _give_back(space: _Space, goal: _Goal, worth: Worth, counts: Values) -> Values:
+def _give_back(space: Space, goal: Goal, worth: Worth, counts: Values) -> Values:
     """Let groups have single steps back while they fit, those that need them most first."""
     waiting = space.free.copy()
     while goal.use(counts) < CLOSE:
@@ -289,7 +241,7 @@ def _give_back(space: _Space, goal: _Goal, worth: Worth, counts: Values) -> Valu
     return counts
 
 
-def _take(space: _Space, goal: _Goal, worth: Worth, counts: Values) -> Values:
+def _take(space: Space, goal: Goal, worth: Worth, counts: Values) -> Values:
     """Take single steps until the budgets hold, from the groups that need them least.
 
     A step that ends just below the budget comes first, one that ends far below last.
@@ -308,7 +260,7 @@ def _take(space: _Space, goal: _Goal, worth: Worth, counts: Values) -> Values:
     return counts
 
 
-def _around(space: _Space, goal: _Goal, counts: Values, ideal: Values) -> Values:
+def _around(space: Space, goal: Goal, counts: Values, ideal: Values) -> Values:
     """Look through the counts around the ideal ones for some that use the budget better.
 
     What is both near the ideal counts and near the budget is looked at first.

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,16 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from onnx import external_data_helper
+from onnx import external_data_helper, helper, numpy_helper
 
 import onnxprune
 from onnxprune import api, pipeline
+from onnxprune.coupling import Coupling
 from onnxprune.errors import NothingToPruneError, OnnxPruneError, RuleError, VerificationError
+from onnxprune.passes.select import select
 from onnxprune.passes.shrink import shrink
+from onnxprune.pipeline import analyse
+from onnxprune.verdict import Verification
 from tests import tiny
 
 
@@ -132,6 +137,30 @@ def test_a_wrong_result_is_not_given_away(path: Path, monkeypatch: pytest.Monkey
     assert any("not verified" in note for note in report.notes)
 
 
+def test_texts_are_read_as_on_the_command_line(path: Path) -> None:
+    wanted = onnxprune.prune(path, macs=0.5, max_ratio=0.8, verify=False)[1]
+    found = onnxprune.prune(path, macs="50%", max_ratio="80%", verify=False)[1]
+    assert (found.settings, found.after) == (wanted.settings, wanted.after)
+    assert onnxprune.prune(path, ratio="50%", verify=False)[1].settings["ratio"] == 0.5
+    assert onnxprune.prune(path, size_bytes="20kB")[1].after.size_bytes <= 20000
+    assert onnxprune.prune(path, macs=np.float64(0.5))[1].settings["macs"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"macs": "half"}, "the amount 'half' can't be read: give a fraction"),
+        ({"macs": [0.5]}, r"the amount '\[0\.5\]' can't be read"),
+        ({"params": b"1"}, "the amount 'b'1'' can't be read"),
+        ({"ratio": "half"}, "the share 'half' can't be read"),
+        ({"ratio": [0.5]}, r"the share '\[0\.5\]' can't be read"),
+    ],
+)
+def test_what_is_no_amount_is_refused(path: Path, given: Any, message: str) -> None:
+    with pytest.raises(OnnxPruneError, match=message):
+        onnxprune.prune(path, **given)
+
+
 def test_real_inputs_may_be_arrays(path: Path) -> None:
     onnxprune.prune(path, ratio=0.5, inputs={"x": np.ones((1, 3, 8, 8), np.float32)})
 
@@ -143,6 +172,40 @@ def test_steps_score_again(path: Path) -> None:
     assert onnxprune.verify(path, small, report.plan).ok
     with pytest.raises(OnnxPruneError, match="steps is 0: it must be at least 1"):
         onnxprune.prune(path, macs=0.4, steps=0)
+
+
+def test_the_notes_of_all_steps_are_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = iter([("a", "b"), ("b", "c"), ("a", "b")])
+    monkeypatch.setattr(
+        pipeline, "select", lambda *given: replace(select(*given), limits=next(told))
+    )
+    notes = onnxprune.prune(path, macs=0.4, steps=3, exclude=["none*"])[1].notes
+    excluded = "--exclude 'none*' matches no group that can be pruned"
+    assert notes == (excluded, "step 1, 3 of 3: a", "b", "step 2 of 3: c")
+
+
+def test_a_group_that_is_lost_on_the_way_is_told(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def renamed(model: Any, *given: Any) -> Coupling:
+        found = analyse(model, *given)
+        if isinstance(model, onnx.ModelProto):  # of a later step
+            names = {"w1:0": "new"}
+            groups = [replace(g, name=names.get(g.name, g.name)) for g in found.groups]
+            found = replace(found, groups=tuple(groups))
+        return found
+
+    monkeypatch.setattr(pipeline, "analyse", renamed)
+    small, report = onnxprune.prune(path, ratio=0.75, steps=2)
+    note = "step 2 of 2: group 'w1:0' is not found again after a step, and loses no more"
+    assert report.notes == (note,)
+    assert width(small, "w2") == (8, 8, 3, 3)  # 16 would be 4 after both steps
+
+
+def test_bn_scale_says_what_has_no_scale(path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    notes = onnxprune.prune(path, ratio=0.5, criterion="bn-scale")[1].notes
+    assert notes[0].startswith("bn-scale: 2 of 2 groups have no BatchNormalization and go by l2")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_progress_names_the_passes(path: Path) -> None:
@@ -167,6 +230,102 @@ def test_a_report_is_json(path: Path) -> None:
     assert '"groups"' in onnxprune.inspect(path).to_json()
 
 
+def test_a_report_is_printed_in_a_few_lines(path: Path) -> None:
+    _, report = onnxprune.prune(path, ratio=0.5)
+    for text in (str(report), repr(report)):
+        lines = text.splitlines()
+        assert len(lines) == 3
+        assert lines[0] == "Report of m.onnx"
+        assert lines[1].startswith("  MACs 331 k -> 91.6 k, parameters 5.18 k -> 1.44 k, file 21.")
+        assert lines[2].startswith("  verified: the largest relative error of an output is ")
+    unproved = repr(onnxprune.prune(path, ratio=0.5, verify=False)[1])
+    assert "  not verified: the proof was switched off" in unproved
+    assert "note: not verified" in unproved
+    failed = replace(report, verification=Verification(1e-5, failure="'y' differs"))
+    assert "NOT verified: the pruned model is not the masked original: 'y' differs" in repr(failed)
+    lines = repr(onnxprune.inspect(path)).splitlines()
+    assert lines[0] == "Inspection of m.onnx: opset 17, 5 nodes"
+    assert lines[1].startswith("  MACs 331 k, parameters 5.18 k, file 21.")
+    assert lines[2] == "  2 groups can be pruned, 6 axes are frozen"
+
+
+def test_costs_say_what_inputs_they_are_for(path: Path) -> None:
+    inputs = {"x": (1, 3, 8, 8)}
+    assert onnxprune.inspect(path).inputs == inputs
+    assert onnxprune.prune(path, ratio=0.5)[1].inputs == inputs
+    proto = tiny.chain(4, 8, 4)
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 8
+    proto.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 8
+    found = onnxprune.inspect(proto)
+    assert found.inputs == {"x": (8, 4, 4, 4)}
+    assert found.macs == 8 * 16 * (4 * 8 + 8 * 4)
+    for axis in (2, 3):
+        proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"d{axis}"
+        proto.graph.output[0].type.tensor_type.shape.dim[axis].dim_param = f"d{axis}"
+    assert onnxprune.inspect(proto).inputs == {"x": (8, 4, 224, 224)}
+
+
+def test_the_package_shows_its_own_names_alone(path: Path) -> None:
+    onnxprune.inspect(path)  # imports what it needs
+    shown = {name for name in dir(onnxprune) if not name.startswith("__")}
+    assert shown == set(onnxprune.__all__) - {"__version__"}
+
+
+def joined() -> onnx.ModelProto:
+    """The input beside a convolution of 8, twice beside itself: 3 + 8 + 8 channels."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], "conv"),
+        helper.make_node("Concat", ["x", "c", "c"], ["j"], "join", axis=1),
+        helper.make_node("Conv", ["j", "v"], ["y"], "last"),
+    ]
+    weights = [tiny.weight("w", 8, 3, 1, 1), tiny.weight("v", 4, 19, 1, 1)]
+    return tiny.model(nodes, weights, {"x": [1, 3, 4, 4]}, {"y": [1, 4, 4, 4]})
+
+
+def test_explain_names_every_part_of_a_sum() -> None:
+    assert onnxprune.explain(joined(), "j:1") == (
+        "value j\n"
+        "  axis 1: _:3+w:0:8+w:0:8\n"
+        "    _:3, 3 indices\n"
+        "      whole: it is an axis of a graph input\n"
+        "    w:0:8, 8 indices, 2 times\n"
+        "      group w:0, 2 members"
+    )
+    assert onnxprune.explain(joined(), "w:2").endswith("axis 2: 1\n    whole: it has one index")
+
+
+def test_explain_names_the_node_that_cuts_an_axis() -> None:
+    """Half of ``(a:4 2)`` with an offset of 3 cuts through pairs: single indices are left."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], "conv"),
+        helper.make_node("Reshape", ["c", "apart"], ["r"], "apart"),
+        helper.make_node("Transpose", ["r"], ["t"], "turn", perm=[0, 2, 1, 3, 4]),
+        helper.make_node("Reshape", ["t", "back"], ["s"], "back"),
+        helper.make_node("Slice", ["s", "three", "eight", "one"], ["h"], "cut"),
+        helper.make_node("Conv", ["h", "v"], ["y"], "last"),
+    ]
+    weights = [tiny.weight("w", 8, 3, 1, 1), tiny.weight("v", 4, 5, 1, 1)]
+    shapes = {
+        "apart": [1, 2, 4, 4, 4],
+        "back": [1, 8, 4, 4],
+        "three": [3],
+        "eight": [8],
+        "one": [1],
+    }
+    weights += [numpy_helper.from_array(np.array(v), name) for name, v in shapes.items()]
+    proto = tiny.model(nodes, weights, {"x": [1, 3, 4, 4]}, {"y": [1, 4, 4, 4]})
+    cut = "node 'cut' (Slice)"
+    assert onnxprune.explain(proto, "h:1").splitlines()[2:] == [
+        "    1, 1 index, 5 times",
+        f"      whole: single indices, first met at {cut}",
+    ]
+    assert onnxprune.explain(proto, "s:1").splitlines()[2:] == [
+        f"    4 indices of it whole: {cut}: its rule can't cut this axis into factors"
+    ]
+    frozen = {(row.param, row.axis): row.reason for row in onnxprune.inspect(proto).frozen}
+    assert frozen["v", 1] == f"it is cut into single indices, first met at {cut}"
+
+
 def test_nothing_to_prune() -> None:
     with pytest.raises(NothingToPruneError, match="no group that can be pruned: 'w', axis 0"):
         onnxprune.prune(tiny.frozen(), ratio=0.5)
@@ -182,6 +341,36 @@ def test_a_rule_can_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(onnxprune.inspect(proto).groups) == 2
     with pytest.raises(RuleError, match="expected operands -> results"):
         onnxprune.register_rule("my.domain::Wave", "nonsense")
+
+
+@pytest.mark.parametrize("line", ["_ c -> _ d", "_ c *s -> _ d *s", "_ c -> _ (c d)", "_ c -> c+d"])
+def test_a_result_has_no_letters_of_its_own(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "_user_rules", {})
+    with pytest.raises(RuleError, match="no operand has the letter 'd' of a result: use one that"):
+        onnxprune.register_rule("my.domain::Wave", line)
+    with pytest.raises(RuleError, match=r"no operand has the letter '\*s' of a result"):
+        onnxprune.inspect(tiny.net(), rules={"my.domain::Wave": "_ c -> _ c *s"})
+    for fine in (
+        "_ c -> _ _d",
+        "_ c -> _ 4 1",
+        "_ c * -> _ c *",
+        "_ c -> _ c | n=c",
+        "~ -> c | n=c",
+    ):
+        onnxprune.register_rule("my.domain::Wave", fine)
+
+
+def test_a_built_in_rule_is_replaced_on_purpose_alone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "_user_rules", {})
+    with pytest.raises(RuleError, match=r"operator Relu has a built-in rule .* replace=True"):
+        onnxprune.register_rule("Relu", "_ -> _")
+    with pytest.raises(RuleError, match="operator Relu has a built-in rule"):
+        onnxprune.inspect(path, rules={"Relu": "* -> *"})
+    assert len(onnxprune.inspect(path).groups) == 2
+    onnxprune.register_rule("Relu", "* -> *", replace=True)
+    assert onnxprune.inspect(path).groups == ()
 
 
 def test_external_data_is_found(path: Path) -> None:

@@ -131,22 +131,36 @@ def test_a_model_without_groups_says_why() -> None:
         (["--macs", "0.5", "--scope", "galactic"], "scope is 'galactic': it must be one of"),
         (["--macs", "0.5", "--scope", "per-group"], "the scope per-group and ratios by pattern"),
         (["--scope", "per-group", "--group-ratio", "w1"], "--group-ratio 'w1' can't be read"),
+        (["--scope", "per-group", "--group-ratio", "w1=x"], "the share 'x' can't be read: give"),
+        (["--ratio", "half"], "the share 'half' can't be read: give one such as 0.5 or 50%"),
+        (["--ratio", "200%"], "ratio is 2: the share that goes lies between"),
         (["--macs", "0.5", "--align", "odd"], "--align is 'odd'"),
         (["--macs", "0.5", "--align", "0"], "--align is '0'"),
         (["--macs", "0.5", "--min-channels", "0"], "min_channels is 0: it must be at least 1"),
         (["--macs", "0.5", "--max-ratio", "2"], "max_ratio is 2: it must be"),
         (["--macs", "0.5", "--steps", "0"], "steps is 0"),
-        (["--macs", "0.5", "--include", "nothing*"], "none matches include: nothing*"),
+        (["--macs", "0.5", "--include", "nothing*"], "--include 'nothing*' matches no group of 'm"),
+        (["--ratio", "0.5", "--include", "w1*", "--include", "w9"], "--include 'w9' matches no"),
         (["--macs", "0.5", "--rule", "Foo"], "--rule 'Foo' can't be read"),
+        (["--macs", "0.5", "--rule", "Relu=... -> ..."], "operator Relu has a built-in rule (see"),
+        (["--macs", "0.5", "--rule", "my::A=c -> d"], "no operand has the letter 'd' of a result"),
         (["--macs", "0.5", "--rule", "a::B=x y"], "rule 'x y'"),
         (["--macs", "0.5", "--no-verify", "--inputs", "i.npz"], "--inputs are for the verif"),
         (["--macs", "0.0001"], "of the MACs can go"),
         (["--macs", "10"], "--macs 10: at most"),
         (["--params", "5"], "of the parameters can go"),
+        (["--macs", "2000"], "--macs 2.00 k: at most 9"),
+        (["--bytes", "1kB"], "--bytes 1.00 kB: at most"),
         (["--bytes", "10"], "of the bytes can go"),
         (["--peak-memory", "10"], "of the peak memory can go"),
-        (["--macs", "0.5", "--plan", "small.onnx"], "is to hold the plan, but is the model too"),
-        (["--macs", "0.5", "--report", "m.onnx"], "is to hold the report, but is an input too"),
+        (
+            ["--macs", "0.5", "--plan", "small.onnx"],
+            "the plan can't be written to 'small.onnx', which is to hold the model: give another",
+        ),
+        (
+            ["--macs", "0.5", "--report", "m.onnx"],
+            "the report can't be written to 'm.onnx', which this command reads: give another",
+        ),
         (["--macs", "0.5", "--report", "no/r.json"], "there is no folder 'no'"),
     ],
 )
@@ -157,7 +171,7 @@ def test_a_bad_option_is_refused(options: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ("m.onnx", "'m.onnx' is to hold the model, but is an input too"),
+        ("m.onnx", "the model can't be written to 'm.onnx', which this command reads"),
         ("./no/../m.onnx", "give another path"),
         ("no/small.onnx", "there is no folder 'no'"),
         ("d", "it is a folder"),
@@ -253,12 +267,20 @@ def test_a_pruned_model_that_is_none_is_refused() -> None:
 
 
 def test_a_missing_plan_is_refused() -> None:
-    refused(["apply", "m.onnx", "p.json", "-o", "small.onnx"], "the plan 'p.json' can't be read")
+    refused(
+        ["apply", "m.onnx", "p.json", "-o", "small.onnx"], "the plan 'p.json' can't be read: No"
+    )
+
+
+def test_a_plan_that_is_no_text_is_refused() -> None:
+    Path("p.json").write_bytes(b"\xff\xfe\x00")
+    message = "the plan 'p.json' can't be read: it is no UTF-8 text"
+    refused(["apply", "m.onnx", "p.json", "-o", "small.onnx"], message)
 
 
 def test_a_plan_does_not_go_over_the_model() -> None:
     Path("p.json").write_text(json.dumps(plan()))
-    refused(["apply", "m.onnx", "p.json", "-o", "p.json"], "'p.json' is to hold the model")
+    refused(["apply", "m.onnx", "p.json", "-o", "p.json"], "the model can't be written to 'p.json'")
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,11 @@
 import inspect
 import io
 import json
+import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +15,23 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
-from onnxprune import api, cli, pipeline
-from onnxprune.cli import options as cli_options
-from onnxprune.cli import shell
+from onnxprune import amounts, api, cli, pipeline
+from onnxprune.budget import MAX_RATIO
+from onnxprune.cli import options, shell
 from onnxprune.cli.prune import CHOICES
+from onnxprune.compare import INCOMPARABLE
 from onnxprune.errors import OnnxPruneError, VerificationError
-from onnxprune.passes.score import CRITERIA
+from onnxprune.notation import parse
+from onnxprune.passes.score import CRITERIA, DEFAULT
+from onnxprune.passes.shrink import shrink
 from onnxprune.plan import read_plan
-from onnxprune.report import console, figures
+from onnxprune.report import console, tables
+from onnxprune.report.examples import EXAMPLES, examples
+from onnxprune.rules import BUILT_IN
+from onnxprune.verdict import Check, Verification
 from tests import tiny
 
 HALF = ["prune", "m.onnx", "-o", "small.onnx", "--ratio", "0.5"]
@@ -138,6 +148,7 @@ def test_verify_exits_with_1_on_a_difference(extra: list[str]) -> None:
     result = run("verify", "m.onnx", "small.onnx", "--plan", "p.json", *extra, code=1)
     assert result.stderr.startswith("onnxprune: ")
     assert "'y'" in result.stderr
+    assert result.output.count("is not the masked original") == 1
     if "--json" in extra:
         assert json.loads(result.stdout)["ok"] is False
 
@@ -152,6 +163,100 @@ def test_a_failed_verification_writes_nothing(monkeypatch: pytest.MonkeyPatch) -
     assert result.stdout == ""
     assert files() == {"m.onnx"}
     assert "not verified" in run(*HALF, "--no-verify").stdout
+
+
+def wrongly(*arguments: Any) -> onnx.ModelProto:
+    """Shrink, and lose the weights of the first tensor."""
+    made = shrink(*arguments)
+    made.graph.initializer[0].raw_data = bytes(len(made.graph.initializer[0].raw_data))
+    return made
+
+
+@pytest.mark.parametrize("extra", [[], ["--json"], ["-q"]])
+@pytest.mark.parametrize("command", ["prune", "apply"])
+def test_a_failed_verification_leaves_a_report(
+    command: str, extra: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("prune", "m.onnx", "--ratio", "0.5", "--plan", "given.json")
+    monkeypatch.setattr(pipeline, "shrink", wrongly)
+    told = [*HALF, "--plan", "p.json"]
+    told = told if command == "prune" else ["apply", "m.onnx", "given.json", "-o", "small.onnx"]
+    result = run(*told, "--report", "r.json", *extra, code=1)
+    assert files() == {"m.onnx", "given.json", "r.json"}
+    found = json.loads(Path("r.json").read_text())
+    assert found["verification"]["ok"] is False
+    assert "the first value that diverges is 'c1'" in found["verification"]["failure"]
+    assert found["after"]["params"] < found["before"]["params"]
+    assert result.output.count("the first value that diverges is 'c1'") == 1 + ("--json" in extra)
+    assert result.stderr.startswith("onnxprune: the pruned model is not the masked original: ")
+    assert result.stderr.count("\n") == 1
+    if extra == ["-q"]:
+        assert result.stdout == ""
+    elif extra == ["--json"]:
+        assert result.stdout == Path("r.json").read_text()
+    else:
+        assert "DIFFERS" in result.stdout
+        assert "wrote the report to r.json" in result.stdout
+        assert "wrote the model" not in result.stdout
+
+
+def test_a_failed_dry_run_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "shrink", wrongly)
+    run(*HALF, "--report", "r.json", "--dry-run", code=1)
+    assert files() == {"m.onnx"}
+
+
+def test_what_can_not_be_compared_is_called_so() -> None:
+    checks = (Check("y", INCOMPARABLE, 1e-5, 3), Check("z", 0.5, 1e-5, 3))
+    screen = io.StringIO()
+    Console(file=screen, width=99).print(tables.verification(Verification(1e-5, checks, "bad")))
+    assert "incomparable" in screen.getvalue()
+    assert "5.0e-01" in screen.getvalue()
+    assert "e+308" not in screen.getvalue()
+
+
+@pytest.mark.parametrize("option", ["--plan", "--report"])
+@pytest.mark.parametrize("name", ["write_text", "replace"])
+def test_a_plan_that_can_not_be_written_leaves_no_model(
+    name: str, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = getattr(Path, name)
+
+    def fail(self: Path, *arguments: Any, **keywords: Any) -> Any:
+        if ".p.json." in self.name:
+            raise OSError(28, os.strerror(28))
+        return write(self, *arguments, **keywords)
+
+    monkeypatch.setattr(Path, name, fail)
+    result = run(*HALF, option, "p.json", code=2)
+    assert result.output == "onnxprune: 'p.json' can't be written: No space left on device\n"
+    assert files() == {"m.onnx"}
+
+
+def broken(*_: object) -> None:
+    raise ValueError("operands could not\nbe broadcast")
+
+
+def test_a_bug_is_no_failed_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "shrink", broken)
+    result = run(*HALF, code=3)
+    assert result.output == (
+        "onnxprune: internal error: ValueError: operands could not be broadcast; this is a bug of "
+        "onnxprune: please report it with the traceback that --debug shows\n"
+    )
+    assert files() == {"m.onnx"}
+
+
+@pytest.mark.parametrize("where", ["before", "behind", "environment"])
+def test_debug_shows_the_traceback(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "shrink", broken)
+    arguments = {"before": ["--debug", *HALF], "behind": [*HALF, "--debug"]}.get(where, HALF)
+    if where == "environment":
+        monkeypatch.setenv("ONNXPRUNE_DEBUG", "1")
+    stderr = run(*arguments, code=3).stderr
+    assert stderr.startswith("Traceback")
+    assert "in broken" in stderr
+    assert stderr.endswith("please report it with this traceback\n")
 
 
 @pytest.mark.parametrize(("owner", "name"), [(pipeline, "shrink"), (Path, "replace")])
@@ -199,6 +304,49 @@ def test_inspect_shows_groups_and_what_is_frozen() -> None:
 def test_inspect_shows_a_model_without_groups() -> None:
     tiny.save(Path("m.onnx"), tiny.frozen())
     assert "no group can be pruned" in run("inspect", "m.onnx").stdout
+
+
+def long(name: str) -> str:
+    return f"/backbone/{'encoder/' * 20}{name}"
+
+
+def test_long_names_are_cut_in_tables_alone() -> None:
+    proto = tiny.net()
+    for node in proto.graph.node:
+        node.input[1:] = [long(name) for name in node.input[1:]]
+    for tensor in proto.graph.initializer:
+        tensor.name = long(tensor.name)
+    tiny.save(Path("m.onnx"), proto)
+    for arguments in (["inspect", "m.onnx"], HALF):
+        shown = run(*arguments).stdout
+        assert "encoder/w2:0" in shown
+        assert "…" in shown
+        assert long("w2") not in shown
+    found = json.loads(run("inspect", "m.onnx", "--json").stdout)
+    assert found["groups"][1]["name"] == long("w2") + ":0"
+    assert tables.short("x" * 60) == "x" * 60
+    assert tables.short("a" * 30 + "-" + "z" * 30) == "a" * 29 + "…" + "z" * 30
+
+
+def test_what_rules_keep_whole_is_one_line_the_last() -> None:
+    shown = run("inspect", "m.onnx").stdout
+    line = "whole by the rules of Conv: kernel sizes, ids and the like"
+    assert shown.count("whole by the rules") == 1
+    assert re.search(line + r"\s+w1:2 \(3\)\s+4$", shown, re.MULTILINE)
+    assert shown.index("it is an axis of a graph output") < shown.index(line)
+
+
+def test_costs_say_what_inputs_they_are_for() -> None:
+    assert "\nMACs for one sample, x: 1x3x8x8\n" in run("inspect", "m.onnx").stdout
+    assert "\nMACs for one sample, x: 1x3x8x8\n" in run(*HALF).stdout
+    assert json.loads(run(*HALF, "--json").stdout)["inputs"] == {"x": [1, 3, 8, 8]}
+    assert json.loads(run("inspect", "m.onnx", "--json").stdout)["inputs"] == {"x": [1, 3, 8, 8]}
+    shapes: dict[str, tuple[int, ...]] = {f"x{k}": (8, k) for k in range(9)}
+    found = replace(api.inspect("m.onnx"), inputs=shapes)
+    screen = io.StringIO()
+    Console(file=screen, width=99).print(tables.inspection(found))
+    assert "MACs for x0: 8x0, x1: 8x1, " in screen.getvalue()
+    assert "x5: 8x5 and 3 more inputs" in screen.getvalue()
 
 
 def test_long_tables_are_cut() -> None:
@@ -249,9 +397,11 @@ def test_a_rule_can_be_given() -> None:
 
 
 def test_patterns_are_repeatable() -> None:
-    run(*HALF, "--include", "w1*", "--include", "nothing*", "--no-verify")
+    run(*HALF, "--include", "w1*", "--include", "w1*", "--no-verify")
     assert widths("small.onnx")["w2"] == (32, 8, 3, 3)
-    run(*HALF, "--exclude", "w1*", "--no-verify")
+    shown = run(*HALF, "--exclude", "w1*", "--exclude", "w9*", "--no-verify").stdout
+    assert "note: --exclude 'w9*' matches no group that can be pruned" in shown
+    assert "'w1*' matches no" not in shown
     assert widths("small.onnx")["w2"] == (16, 16, 3, 3)
 
 
@@ -282,7 +432,8 @@ def test_every_choice_of_the_library_has_an_option() -> None:
         for name, parameter in inspect.signature(api.prune).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
-    elsewhere = {"per_group", "rules", "verify", "output", "progress"}
+    elsewhere = {"per_group", "rules", "verify", "progress"}
+    elsewhere |= {"output", "plan_output", "report_output"}
     assert set(CHOICES) | elsewhere == keywords
 
 
@@ -294,11 +445,46 @@ def test_the_rule_table() -> None:
     assert "computed" in run("rules", "ai.onnx::Conv").stdout
     assert "com.microsoft::Gelu" in run("rules", "Gelu").stdout
     missing = run("rules", "--missing").stdout
+    assert "What has no rule is kept whole" in missing
     assert "NonZero" in missing
     assert "it picks at run time" in missing
     assert "BatchNormalization" not in missing
     rows = json.loads(run("rules", "NonZero", "--json").stdout)
     assert [(row["op"], row["state"]) for row in rows] == [("NonZero", "frozen")]
+
+
+def test_rules_shows_what_a_computed_rule_gives() -> None:
+    assert run("rules", "Reshape").stdout == (
+        "Reshape (covered)\n"
+        "  computed: Cut both shapes into the smallest blocks of equal product; [1] states the "
+        "result.\n"
+        "  such as, with shapes in [] and constants in {}\n"
+        "    [2,5,12] {2,5,3,4}:  r0 r1 (r2 r3), ~ -> r0 r1 r2 r3 | [1]=r0 r1 r2 r3\n"
+        "    [2,8,4,4] {2,-1}:  r0 r1 r2 r3, ~ -> r0 (r1 r2 r3) | [1]=r0 _\n"
+        "    [1,6,4,4] {1,4,6,4}:  1 _a1 _a2 r0, ~ -> 1 _b1 _b2 r0 | [1]=1 _b1 _b2 r0\n"
+    )
+    assert "such as" not in run("rules", "Relu").stdout
+    assert "such as" not in run("rules", "NonZero").stdout
+    (row,) = json.loads(run("rules", "Concat", "--json").stdout)
+    assert row["examples"] == ["[1,8,4] [1,3,4] axis=1:  a0 p0 a2, a0 p1 a2 -> a0 p0+p1 a2"]
+    assert "[1,8,4,4] - - {1,8,8,8}:" in run("rules", "Resize").stdout
+
+
+COMPUTED = [op for op, row in BUILT_IN.items() if not isinstance(row, str)]
+
+
+def test_every_computed_rule_has_examples() -> None:
+    assert set(EXAMPLES) == set(COMPUTED)
+
+
+@pytest.mark.parametrize("op", COMPUTED)
+def test_an_example_is_a_line_of_the_notation(op: str) -> None:
+    found = examples(op)
+    assert len(found) == len(EXAMPLES[op])
+    for text in found:
+        rule = parse(text.partition(":  ")[2])
+        assert len(rule.operands) >= 1
+        assert rule.results
 
 
 @pytest.mark.parametrize(
@@ -316,22 +502,47 @@ def test_the_rule_table() -> None:
         ("300M", 3e8),
         ("2e9", 2e9),
         ("100B", 100),
+        ("50%", 0.5),
+        ("12.5 %", 0.125),
+        ("100%", 1),
     ],
 )
 def test_amounts(text: str, number: float) -> None:
-    assert cli_options.amount(text) == number
+    assert amounts.amount(text) == number
 
 
-@pytest.mark.parametrize("text", ["", "MB", "-1", "1,5GB", "50%", "1 iB", "0x10", "inf", "nan"])
+@pytest.mark.parametrize("text", ["", "MB", "-1", "1,5GB", "50%B", "%", "1 iB", "0x10", "inf"])
 def test_a_bad_amount_is_refused(text: str) -> None:
     with pytest.raises(OnnxPruneError, match=r"can't be read: give a fraction such as 0\.5"):
-        cli_options.amount(text)
+        amounts.amount(text)
 
 
-@pytest.mark.parametrize("text", ["0", "0MB", "1e999"])
+@pytest.mark.parametrize("text", ["0", "0MB", "1e999", "0%"])
 def test_an_amount_of_nothing_is_refused(text: str) -> None:
     with pytest.raises(OnnxPruneError, match="give one above 0"):
-        cli_options.amount(text)
+        amounts.amount(text)
+
+
+def test_more_than_all_is_refused() -> None:
+    with pytest.raises(OnnxPruneError, match="'101%' is more than all: give at most 100%"):
+        amounts.amount("101%")
+
+
+def test_percents_are_shares() -> None:
+    percents, shares = (
+        json.loads(run("prune", "m.onnx", "--dry-run", "--json", *arguments).stdout)
+        for arguments in (
+            ("--macs", "50%", "--max-ratio", "80%"),
+            ("--macs", "0.5", "--max-ratio", "0.8"),
+        )
+    )
+    assert percents["settings"] == shares["settings"]
+    assert percents["after"] == shares["after"]
+    run(*HALF[:-1], "50%", "--no-verify")
+    assert widths("small.onnx")["w1"] == (8, 3, 3, 3)
+    arguments = ["--scope", "per-group", "--group-ratio", "w1*=25%", "--no-verify"]
+    run("prune", "m.onnx", "-o", "small.onnx", *arguments)
+    assert widths("small.onnx")["w1"] == (12, 3, 3, 3)
 
 
 @pytest.mark.parametrize(
@@ -346,8 +557,8 @@ def test_an_amount_of_nothing_is_refused(text: str) -> None:
     ],
 )
 def test_figures(number: float, count: str, size: str) -> None:
-    assert figures.count(number) == count
-    assert figures.size(number) == size
+    assert amounts.count(number) == count
+    assert amounts.size(number) == size
 
 
 def test_progress_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,6 +581,30 @@ def test_progress_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_help(command: list[str]) -> None:
     assert "Usage: onnxprune" in run(*command, "--help").stdout.replace("root", "onnxprune")
+
+
+def test_the_help_of_prune_explains_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERMINAL_WIDTH", "200")
+    shown = " ".join(re.sub(r"[│╭╮╰╯─]", " ", run("prune", "--help").stdout).split())
+    assert set(options.CRITERIA) == set(CRITERIA)
+    assert options.DEFAULT == DEFAULT
+    for name, text in options.CRITERIA.items():
+        assert f"{name}: {text}" in shown
+    for text in (
+        f"(default: {DEFAULT})",
+        f"(default: {MAX_RATIO})",
+        "[default: global]",
+        "[default: auto]",
+        "uniform: every group loses the same share",
+    ):
+        assert text in shown, text
+
+
+def test_the_main_help_tells_the_exit_codes() -> None:
+    shown = " ".join(run("--help").stdout.split())
+    for text in ("0 done", "2 bad input", "3 an internal error", "--debug", "ONNXPRUNE_DEBUG"):
+        assert text in shown
 
 
 def test_the_version() -> None:

@@ -1,6 +1,5 @@
 """Laws of the scores: what they are sums of, what they don't depend on, what ranks lowest."""
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from onnx import numpy_helper
 from onnxprune.axes import Values
 from onnxprune.coupling import Coupling, Group
 from onnxprune.errors import OnnxPruneError
-from onnxprune.passes.score import CRITERIA, SIDES, score
+from onnxprune.passes.score import CRITERIA, SIDES, remarks, score
 from onnxprune.passes.score.slices import rows
 from tests.graphs import coupled, model, node, recurrent, residual, weight
 
@@ -122,25 +121,25 @@ def test_the_scale_says_what_becomes_one() -> None:
     np.testing.assert_allclose(raw, np.abs(read(coupling, "w2")).sum((0, 2, 3)), rtol=1e-5)
 
 
-def test_bn_scale_is_gamma_and_l2_where_there_is_none(caplog: pytest.LogCaptureFixture) -> None:
+def test_bn_scale_is_gamma_and_l2_where_there_is_none(capfd: pytest.CaptureFixture[str]) -> None:
     coupling = coupled(network())
-    with caplog.at_level(logging.WARNING):
-        found = by_name(coupling, score(coupling, "bn-scale"))
+    found = by_name(coupling, score(coupling, "bn-scale"))
     np.testing.assert_allclose(found["w1:0"], rescaled(np.abs(read(coupling, "scale"))))
     np.testing.assert_array_equal(found["w2:0"], by_name(coupling, score(coupling, "l2"))["w2:0"])
-    assert caplog.messages == [
+    assert remarks(coupling, "bn-scale") == [
         "bn-scale: 1 of 2 groups have no BatchNormalization and go by l2; the first is 'w2:0'"
     ]
+    assert remarks(coupling, "l2") == []
+    assert capfd.readouterr() == ("", "")
 
 
-def test_bn_scale_is_silent_where_all_groups_have_one(caplog: pytest.LogCaptureFixture) -> None:
+def test_bn_scale_has_no_remark_where_all_groups_have_one() -> None:
     proto = network()
     del proto.graph.node[3:]
     proto.graph.node.append(node("Flatten", "r1", "f"))
     proto.graph.node.append(node("MatMul", "f w4", "y"))
     proto = edited(proto, {"w4": weight(1, 6 * 16, 5)})
-    score(coupled(proto), "bn-scale")
-    assert caplog.messages == []
+    assert remarks(coupled(proto), "bn-scale") == []
 
 
 def test_lamp_is_the_share_of_what_is_not_smaller() -> None:

@@ -357,8 +357,9 @@ def test_counts_are_rounded_for_convolutions(
     coupling = graphs.coupled(net([3, size, 5]))
     found = select(coupling, scores_of(coupling), Budget(ratio=ratio), Options(align=align))
     assert counts_of(coupling, found.keep) == [kept]
-    whole = "1 groups stay whole: no smaller aligned count is as near"
-    assert found.limits == ((whole,) if kept == size else ())
+    whole = "1 groups stay whole: no smaller allowed count is as near"
+    advice = "; --align 1 would get nearer" if int(size * (1 - ratio) + 0.5) < size else ""
+    assert found.limits == ((whole + advice,) if kept == size else ())
 
 
 def test_matrix_products_take_any_count() -> None:
@@ -446,8 +447,41 @@ def test_a_stair_is_told() -> None:
     found = select(coupling, scores_of(coupling), Budget(macs=0.7), Options())
     assert counts_of(coupling, found.keep) == [32]
     assert found.limits == (
-        "71.4 % of the tightest budget is used: no steps of groups near it fit in",
+        "71.4 % of the tightest budget is used: no steps of groups near it fit in; --align 1 would "
+        "get nearer",
     )
+
+
+@pytest.mark.parametrize(
+    ("budget", "options", "advice"),
+    [
+        (Budget(ratio=0.5), {"min_channels": 64}, "; a lower --min-channels would get nearer"),
+        (Budget(ratio=0.5), {"align": 64, "min_channels": 64}, ""),
+        (Budget(ratio=0.05), {}, "; --align 1 would get nearer"),
+        (Budget(macs=0.02), {"align": 1}, "; a higher --max-ratio would get nearer"),
+        (
+            Budget(macs=0.1),
+            {"align": 1, "min_channels": 40},
+            "; a lower --min-channels would get nearer",
+        ),
+        (
+            Budget(macs=0.02),
+            {"align": 16, "min_channels": 17},
+            "; --align 1 or a lower --min-channels would get nearer",
+        ),
+    ],
+)
+def test_the_option_that_holds_a_choice_is_named(
+    budget: Budget, options: dict[str, Any], advice: str
+) -> None:
+    coupling = graphs.coupled(net([3, 64, 64, 5]))
+    scores = scores_of(coupling)
+    if budget.ratio is not None:
+        (told,) = select(coupling, scores, budget, Options(**options)).limits
+        assert told == "2 groups stay whole: no smaller allowed count is as near" + advice
+    else:
+        with pytest.raises(BudgetError, match=f"held by the options{advice}$"):
+            select(coupling, scores, budget, Options(**options))
 
 
 def test_an_unreachable_budget_says_what_can_be_reached() -> None:
@@ -458,7 +492,7 @@ def test_an_unreachable_budget_says_what_can_be_reached() -> None:
     # 16 of 64 remain where the kernels like it: 16 (8 + 16 + 8) of 64 (8 + 64 + 8)
     assert str(caught.value) == (
         "--macs 0.05: at most 90.0 % of the MACs can go, 0.1 remains; the rest is frozen, "
-        "excluded, or held by max_ratio 0.9, min_channels 1 and align auto"
+        "excluded, or held by the options; --align 1 would get nearer"
     )
     select(coupling, scores, Budget(macs=0.1), Options())
     select(coupling, scores, Budget(macs=0.05), Options(align=1))

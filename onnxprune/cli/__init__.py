@@ -1,6 +1,7 @@
 """The command line. It prints; the library does not.
 
-Exit codes: 0 done, 1 a gate or the verification failed, 2 bad input, 130 interrupted.
+Exit codes: 0 done, 1 a gate or the verification failed, 2 bad input, 3 an internal error,
+130 interrupted.
 """
 
 from onnxprune.cli import look, prune  # noqa: F401  (their commands join the application)

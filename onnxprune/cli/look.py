@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import typer
 
@@ -56,6 +56,7 @@ def rules(
 ) -> None:
     """Show the rule table: what each operator does with axes, and which have no rule and why."""
     from onnxprune.report import tables
+    from onnxprune.report.examples import examples
     from onnxprune.report.operators import operators
 
     rows = operators()
@@ -67,6 +68,7 @@ def rules(
                 f"there is no operator '{operator}': 'onnxprune rules' and 'onnxprune rules "
                 "--missing' list those of ai.onnx and com.microsoft"
             )
+        rows = tuple(replace(row, examples=examples(row.op)) for row in rows)
     if json_:
         typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
     elif operator is not None:

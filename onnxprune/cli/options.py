@@ -2,37 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
+from onnxprune.amounts import amount, share
 from onnxprune.errors import OnnxPruneError
-
-POWERS: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-_AMOUNT = re.compile(r"(\d+\.?\d*|\.\d+)(e\d+)?\s*([KMGT]?)(I?)B?", re.IGNORECASE)
-
-
-def amount(text: str) -> float:
-    """``0.5`` (a fraction), ``2000000``, ``2MB``, ``512KiB``, ``1.5G``.
-
-    Raises:
-        OnnxPruneError: it is none of these, or not above 0.
-    """
-    found = _AMOUNT.fullmatch(text.strip())
-    if found is None or (found[4] and not found[3]):
-        raise OnnxPruneError(
-            f"the amount '{text}' can't be read: give a fraction such as 0.5, or a number such as "
-            "2000000, 2MB, 512KiB or 1.5G"
-        )
-    thousand = 1024.0 if found[4] else 1000.0
-    number: float = float(found[1] + (found[2] or "")) * thousand ** POWERS[found[3].upper()]
-    if not 0 < number < math.inf:
-        raise OnnxPruneError(f"the amount '{text}' leaves nothing: give one above 0")
-    return number
 
 
 def alignment(text: str) -> int | str:
@@ -70,19 +47,16 @@ def ratios_of(texts: Sequence[str]) -> dict[str, float] | None:
     """Ratios by pattern, from ``PATTERN=0.5``; None where there are none.
 
     Raises:
-        OnnxPruneError: a text has no pattern or no number.
+        OnnxPruneError: a text has no pattern, or no share behind it.
     """
     found = {}
     for text in texts:
         pattern, _, ratio = text.rpartition("=")
-        try:
-            found[pattern] = float(ratio)
-        except ValueError:
-            pattern = ""
         if not pattern:
             raise OnnxPruneError(
                 f"--group-ratio '{text}' can't be read: give 'PATTERN=RATIO', such as 'layer1*=0.5'"
             )
+        found[pattern] = share(ratio)
     return found or None
 
 
@@ -114,16 +88,42 @@ Missing = Annotated[bool, typer.Option("--missing", help="List what has no rule,
 
 Ratio = Annotated[
     float | None,
-    typer.Option("--ratio", help="Take this share from every group.", rich_help_panel=BUDGET),
+    typer.Option(
+        "--ratio",
+        parser=share,
+        metavar="SHARE",
+        help="Take this share from every group: 0.5 or 50%.",
+        rich_help_panel=BUDGET,
+    ),
 ]
 
 
 def _budget(name: str, what: str, example: str) -> typer.models.OptionInfo:
-    text = f"The {what} that may remain: a fraction (0.5) or an amount ({example})."
+    text = f"The {what} that may remain: a fraction (0.5 or 50%) or an amount ({example})."
     option: typer.models.OptionInfo = typer.Option(
         name, parser=amount, metavar="AMOUNT", help=text, rich_help_panel=BUDGET
     )
     return option
+
+
+# What an index is worth; docs/criteria.md says more. A test holds this against score.CRITERIA.
+DEFAULT: Final = "l2"
+CRITERIA: Final = {
+    "l1": "sum of the absolute weights",
+    "l2": "root of their squares",
+    "linf": "largest weight",
+    "fpgm": "distance to all others of its group",
+    "bn-scale": "scale of its BatchNormalization (l2 where there is none)",
+    "lamp": "square against all squares of the group that are larger",
+    "redundancy": "l2, times what no other channel stands for; near-copies are merged",
+    "random": "nothing: the baseline",
+}
+
+
+def _criteria() -> str:
+    """The help of ``--criterion``: a line for each."""
+    told = "; ".join(f"{name}: {text}" for name, text in CRITERIA.items())
+    return f"What a channel is worth. {told}. (default: {DEFAULT})"
 
 
 Macs = Annotated[float | None, _budget("--macs", "multiply-accumulates", "300M")]
@@ -134,17 +134,15 @@ PeakBytes = Annotated[
 ]
 Criterion = Annotated[
     str | None,
-    typer.Option(
-        "--criterion",
-        help="l1, l2, linf, fpgm, bn-scale, lamp, random or redundancy.",
-        rich_help_panel=CHOICE,
-    ),
+    typer.Option("--criterion", help=_criteria(), rich_help_panel=CHOICE, show_default=False),
 ]
 Scope = Annotated[
     str,
     typer.Option(
         "--scope",
-        help="How a budget is shared out: global, uniform or per-group (see --group-ratio).",
+        help="How a budget is shared out. global: the lowest scores of all groups go first; "
+        "uniform: every group loses the same share; per-group: shares in the proportions of "
+        "--group-ratio.",
         rich_help_panel=CHOICE,
     ),
 ]
@@ -177,8 +175,11 @@ MaxRatio = Annotated[
     float | None,
     typer.Option(
         "--max-ratio",
-        help="No group loses a larger share under a budget.",
+        parser=share,
+        metavar="SHARE",
+        help="No group loses a larger share under a budget (default: 0.9).",
         rich_help_panel=CHOICE,
+        show_default=False,
     ),
 ]
 Include = Annotated[

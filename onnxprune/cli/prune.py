@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import typer
 
 from onnxprune.cli import options
 from onnxprune.cli.shell import app
-from onnxprune.cli.targets import Files, check, finish
+from onnxprune.cli.targets import Files, check, failures_shown, finish
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.report.console import progress, show
 
@@ -60,11 +60,12 @@ def prune(
     check(files, inputs, no_verify)
     given = {name: ctx.params[name] for name in CHOICES if ctx.params[name] is not None}
     given["per_group"], given["rules"] = options.ratios_of(group_ratio), options.rules_of(rule)
-    with progress(not (json_ or quiet), PASSES + 2 * steps) as tell:
+    given |= files.outputs()
+    bar = progress(not (json_ or quiet), PASSES + 2 * steps)
+    with failures_shown(files, json_, quiet, every), bar as tell:
         from onnxprune import api
 
-        target = None if dry_run else output
-        found = api.prune(model, verify=not no_verify, output=target, progress=tell, **given)[1]
+        found = api.prune(model, verify=not no_verify, progress=tell, **given)[1]
     finish(found, files, json_, quiet, every)
 
 
@@ -90,18 +91,17 @@ def apply(
     files = Files((model, plan, inputs), output, None, report, dry_run)
     check(files, inputs, no_verify)
     rules = options.rules_of(rule)
-    with progress(not (json_ or quiet), PASSES - 1) as tell:
+    bar = progress(not (json_ or quiet), PASSES - 1)
+    with failures_shown(files, json_, quiet, every), bar as tell:
         from onnxprune import api
 
-        _, found = api.apply(
-            model,
-            plan,
-            verify=not no_verify,
-            inputs=inputs,
-            rules=rules,
-            output=None if dry_run else output,
-            progress=tell,
-        )
+        given: dict[str, Any] = {
+            "inputs": inputs,
+            "rules": rules,
+            "progress": tell,
+            **files.outputs(),
+        }
+        _, found = api.apply(model, plan, verify=not no_verify, **given)
     finish(found, files, json_, quiet, every)
 
 
@@ -126,6 +126,6 @@ def verify(
     if json_:
         typer.echo(tables.verification_json(found), nl=False)
     elif not quiet:
-        show(tables.verification(found))
+        show(tables.verification(found))  # without the verdict on a failure: that is the error
     if not found.ok:
         raise VerificationError(found.summary())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from typing import Annotated, Any, Final
 
 import typer
@@ -12,11 +13,20 @@ from onnxprune.errors import GateError, OnnxPruneError
 
 FAILED: Final = 1
 BAD_INPUT: Final = 2
+INTERNAL: Final = 3
 INTERRUPTED: Final = 130
+DEBUG: Final = "--debug"
 
 
 class _Commands(TyperGroup):
     """All commands; errors become one line on stderr and an exit code."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """``--debug`` may stand behind the command as well."""
+        own = args[: args.index("--")] if "--" in args else args
+        if DEBUG in own:
+            args = [DEBUG, *(text for text in own if text != DEBUG), *args[len(own) :]]
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -34,6 +44,21 @@ class _Commands(TyperGroup):
             raise _ends("there is not enough memory for this model", BAD_INPUT) from error
         except KeyboardInterrupt as error:
             raise _ends("interrupted", INTERRUPTED) from error
+        except Exception as error:
+            if isinstance(error, typer.Abort) or hasattr(error, "exit_code"):
+                raise  # typer's own: it tells of them itself
+            raise _bug(error, ctx.params["debug"]) from error
+
+
+def _bug(error: Exception, debug: bool) -> typer.Exit:
+    """An error that nobody foresaw, in a sentence; with the traceback where that is asked for."""
+    if debug:
+        typer.echo("".join(traceback.format_exception(error)), err=True)
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    how = f"with the traceback that {DEBUG} shows" if not debug else "with this traceback"
+    return _ends(
+        f"internal error: {text}; this is a bug of onnxprune: please report it {how}", INTERNAL
+    )
 
 
 def _ends(text: str, code: int) -> typer.Exit:
@@ -48,6 +73,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done; 1 a gate or the verification failed, and no model was written; "
+    "2 bad input; 3 an internal error; 130 interrupted.",
 )
 
 
@@ -72,6 +99,12 @@ def _version(wanted: bool) -> None:
 def onnxprune(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option(
+            DEBUG, envvar="ONNXPRUNE_DEBUG", help="Show the traceback of an internal error."
+        ),
     ] = False,
 ) -> None:
     """A structured pruning compiler for ONNX: any .onnx in, a proven smaller .onnx out."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from onnxprune.errors import OnnxPruneError
+from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.report.console import show
 
 if TYPE_CHECKING:
@@ -32,6 +34,12 @@ class Files:
         every = {"the model": self.output, "the plan": self.plan, "the report": self.report}
         return {what: path for what, path in every.items() if path is not None}
 
+    def outputs(self) -> dict[str, Path]:
+        """What the library is to write: nothing in a dry run."""
+        names = {"the model": "output", "the plan": "plan_output", "the report": "report_output"}
+        targets = {} if self.dry_run else self.targets
+        return {names[what]: path for what, path in targets.items()}
+
 
 def check(files: Files, inputs: Path | None, no_verify: bool) -> None:
     """Refuse, before any work is done, what could not be finished.
@@ -41,14 +49,14 @@ def check(files: Files, inputs: Path | None, no_verify: bool) -> None:
     """
     if inputs is not None and no_verify:
         raise OnnxPruneError("--inputs are for the verification, which --no-verify switches off")
-    taken = {path.resolve(): "an input" for path in files.sources if path is not None}
+    taken = {path.resolve(): "this command reads" for path in files.sources if path is not None}
     for what, path in files.targets.items():
         if path.resolve() in taken:
             other = taken[path.resolve()]
             raise OnnxPruneError(
-                f"'{path}' is to hold {what}, but is {other} too: give another path"
+                f"{what} can't be written to '{path}', which {other}: give another path"
             )
-        taken[path.resolve()] = what
+        taken[path.resolve()] = f"is to hold {what}"
         if not path.parent.is_dir():
             raise OnnxPruneError(f"'{path}' can't be written: there is no folder '{path.parent}'")
         if path.is_dir():
@@ -57,24 +65,29 @@ def check(files: Files, inputs: Path | None, no_verify: bool) -> None:
             raise OnnxPruneError(f"'{path}' can't be written: the folder may not be written to")
 
 
-def finish(found: Report, files: Files, json_: bool, quiet: bool, every: bool) -> None:
-    """Write the plan and the report, and print the result."""
-    from onnxprune.files import write_atomically
+def finish(
+    found: Report, files: Files, json_: bool, quiet: bool, every: bool, failed: bool = False
+) -> None:
+    """Print the result, and what was written; of a failed verification that is the report alone."""
     from onnxprune.report import tables
 
-    def fill(path: Path) -> None:
-        path.write_text(text, encoding="utf-8")
-
-    texts = {"the plan": found.plan.to_json, "the report": found.to_json}
-    targets = {} if files.dry_run else files.targets
-    for what in texts.keys() & targets:
-        text = texts[what]()
-        write_atomically(targets[what], fill)
     if json_:
         typer.echo(found.to_json(), nl=False)
     elif not quiet:
         show(tables.report(found, every))
-        for what, path in targets.items():
-            show(f"wrote {what} to {path}")
+        for what, path in files.targets.items():
+            if not files.dry_run and (not failed or path == files.report):
+                show(f"wrote {what} to {path}")
         if files.dry_run:
             show("dry run: nothing was written")
+
+
+@contextmanager
+def failures_shown(files: Files, json_: bool, quiet: bool, every: bool) -> Iterator[None]:
+    """Print what was tried where the verification fails, before the error goes on."""
+    try:
+        yield
+    except VerificationError as error:
+        if error.report is not None:
+            finish(error.report, files, json_, quiet, every, failed=True)
+        raise

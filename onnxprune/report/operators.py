@@ -27,12 +27,14 @@ class OperatorRow:
         domain: its domain.
         state: whether it has a rule, is frozen on purpose, or has no rule yet.
         says: the line, what its computed rule does, or the reason.
+        examples: small nodes with the line that a computed rule gives each, where asked for.
     """
 
     op: str
     domain: str
     state: Literal["covered", "frozen", "missing"]
     says: str
+    examples: tuple[str, ...] = ()
 
 
 def operators() -> tuple[OperatorRow, ...]:

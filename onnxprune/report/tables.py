@@ -13,7 +13,10 @@ from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from onnxprune.report.figures import count, removed, seconds, size
+from onnxprune.amounts import count, size
+from onnxprune.compare import INCOMPARABLE
+from onnxprune.coupling import WHOLE
+from onnxprune.report.figures import removed, seconds
 from onnxprune.report.operators import OperatorRow
 from onnxprune.results import FrozenRow, GroupRow, Inspection, Report
 
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _NODE: Final = re.compile(r"^node '.*' \(([^)]*)\): ")  # a reason is shown once for all nodes
 SHOWN: Final = 20  # rows of a table; --all-groups shows the rest
+LONG: Final = 60  # characters of a name in a table; JSON has all of them
+INPUTS: Final = 6  # of which the shapes are listed
 FEW: Final = 0.5  # seconds: a pass that took less is not listed
 
 
@@ -35,6 +40,14 @@ def table(*columns: str, left: int = 1) -> Table:
             column, justify="left" if text else "right", no_wrap=not text, overflow="fold"
         )
     return made
+
+
+def short(name: str) -> str:
+    """The name, with its middle left out where it would break a table."""
+    if len(name) <= LONG:
+        return name
+    head = (LONG - 1) // 2
+    return f"{name[:head]}…{name[len(name) - (LONG - 1 - head) :]}"
 
 
 def _capped(rows: Sequence[T], every: bool) -> tuple[Sequence[T], list[str]]:
@@ -54,18 +67,28 @@ def report(found: Report, every: bool = False) -> RenderableType:
     groups = table("group", "kind", "width", "MACs", "parameters", left=2)
     for row in rows:
         groups.add_row(
-            row.name,
+            short(row.name),
             "mixing" if row.mixing else "exact",
             _change(str(row.before), str(row.after)),
             _change(count(row.macs), count(row.macs_after)),
             _change(count(row.params), count(row.params_after)),
         )
     parts: list[RenderableType] = [groups, *more, ""] if rows else []
-    parts += [_totals(found), ""]
+    parts += [_totals(found), _holds_for(found.inputs), ""]
     if found.verification is not None:
         parts.append(verification(found.verification))
     parts += [f"note: {note}" for note in found.notes]
     return Group(*parts, _took(found.seconds))
+
+
+def _holds_for(inputs: Mapping[str, tuple[int, ...]]) -> str:
+    """For which input shapes costs are given; a dynamic number of samples counts as one."""
+    shapes = {name: "x".join(map(str, shape)) or "scalar" for name, shape in inputs.items()}
+    shown = [f"{short(name)}: {shape}" for name, shape in shapes.items()][:INPUTS]
+    more = f" and {len(shapes) - INPUTS} more inputs" if len(shapes) > INPUTS else ""
+    text = ", ".join(shown) + more
+    single = any(shape[:1] == (1,) for shape in inputs.values())
+    return f"MACs for {'one sample, ' if single else ''}{text}"
 
 
 def _took(times: Mapping[str, float]) -> str:
@@ -92,7 +115,7 @@ def _totals(found: Report) -> Table:
 
 
 def verification(found: Verification) -> RenderableType:
-    """The verdict, and the error of each compared value."""
+    """The error of each compared value, and the verdict; a failure is told as an error."""
     rows = table("compared", "relative error", "allowed", "numbers", "", left=1)
     for check in found.checks:
         remarks = {
@@ -103,11 +126,20 @@ def verification(found: Verification) -> RenderableType:
         marks = ", ".join(text for text, holds in remarks.items() if holds)
         verdict = marks if check.ok else f"DIFFERS {marks}".strip()
         rows.add_row(
-            check.value, f"{check.error:.1e}", f"{check.allowed:.1e}", count(check.count), verdict
+            short(check.value),
+            _error(check.error),
+            f"{check.allowed:.1e}",
+            count(check.count),
+            verdict,
         )
-    verdict = f"{'verified' if found.ok and not found.blind else 'NOT verified'}: {found.summary()}"
     parts: list[RenderableType] = [rows] if found.checks else []
-    return Group(*parts, verdict, *(f"note: {note}" for note in found.notes))
+    if found.ok:
+        parts.append(f"{'NOT ' if found.blind else ''}verified: {found.summary()}")
+    return Group(*parts, *(f"note: {note}" for note in found.notes))
+
+
+def _error(error: float) -> str:
+    return "incomparable" if error >= INCOMPARABLE else f"{error:.1e}"
 
 
 def verification_json(found: Verification) -> str:
@@ -118,7 +150,7 @@ def verification_json(found: Verification) -> str:
 
 def inspection(found: Inspection, every: bool = False) -> RenderableType:
     """What a model is made of: figures, groups, and what is frozen and why."""
-    figures = table("", found.name)
+    figures = table("", short(found.name))
     for name, text in (
         ("opset", str(found.opset)),
         ("nodes", str(found.nodes)),
@@ -133,25 +165,38 @@ def inspection(found: Inspection, every: bool = False) -> RenderableType:
     for row in rows:
         kind = "mixing" if row.mixing else "exact"
         figure = (str(row.before), str(row.members), count(row.macs), count(row.params))
-        groups.add_row(row.name, kind, *figure)
+        groups.add_row(short(row.name), kind, *figure)
     title = f"{len(found.groups)} groups can be pruned" if rows else "no group can be pruned"
-    parts: list[RenderableType] = [figures, "", title]
+    parts: list[RenderableType] = [figures, _holds_for(found.inputs), "", title]
     parts += [groups, *more] if rows else []
     return Group(*parts, *_frozen(found.frozen, every), *_uncovered(found.uncovered))
 
 
 def _frozen(rows: Sequence[FrozenRow], every: bool) -> list[RenderableType]:
-    """One line a reason, with the axes that it holds; those with most axes first."""
+    """One line a reason, with the axes that it holds; those with most axes first.
+
+    What rules keep whole (kernel sizes, tables of ids) is as one expects: one line, the last.
+    """
     if not rows:
         return []
     kinds = defaultdict(list)
+    whole: list[FrozenRow] = []
+    keeping: set[str] = set()
     for row in rows:
-        kinds[_NODE.sub(r"\1: ", row.reason)].append(row)
+        why = _NODE.sub(r"\1: ", row.reason)
+        if row.reason.endswith(WHOLE):
+            whole.append(row)
+            keeping.add(why.partition(":")[0])
+        else:
+            kinds[why].append(row)
     ordered = sorted(kinds.items(), key=lambda kind: (-len(kind[1]), kind[0]))
     shown, more = _capped(ordered, every)
+    if whole:
+        names = ", ".join(sorted(keeping))
+        shown = [*shown, (f"whole by the rules of {names}: kernel sizes, ids and the like", whole)]
     frozen = table("frozen because", "for example", "axes", left=2)
     for why, own in shown:
-        frozen.add_row(why, f"{own[0].param}:{own[0].axis} ({own[0].size})", str(len(own)))
+        frozen.add_row(why, f"{short(own[0].param)}:{own[0].axis} ({own[0].size})", str(len(own)))
     hint = "onnxprune explain MODEL VALUE:AXIS names the node that freezes an axis"
     return ["", f"{len(rows)} axes of parameters are frozen", frozen, *more, hint]
 
@@ -174,10 +219,20 @@ def operators(rows: Sequence[OperatorRow], missing: bool = False) -> RenderableT
         own = [row.state for row in rows if row.domain == domain]
         covered, frozen = own.count("covered"), own.count("frozen")
         lines.append(f"{domain}: {covered} of {len(own)} operators covered, {frozen} frozen")
+    if "missing" in {row.state for row in rows}:
+        lines.append(
+            "What has no rule is kept whole, and so is all that it touches: it breaks nothing, and "
+            "prunes nothing."
+        )
     hint = [] if missing else ["onnxprune rules --missing lists the others, and why"]
     return Group(listed, "", *lines, *hint)
 
 
 def operator(row: OperatorRow) -> str:
-    """One operator in two lines."""
-    return f"{row.op} ({row.state})\n  {row.says}"
+    """One operator in two lines, and examples of a computed rule."""
+    examples = [
+        "  such as, with shapes in [] and constants in {}",
+        *(f"    {example}" for example in row.examples),
+    ]
+    lines = [f"{row.op} ({row.state})", f"  {row.says}", *(examples if row.examples else ())]
+    return "\n".join(lines)

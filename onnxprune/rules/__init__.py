@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from onnxprune.errors import RuleError
 from onnxprune.fitting import fit, result_shapes
 from onnxprune.model import Model, Node
-from onnxprune.notation import Fit, Operand, Rule, Shape, parse
+from onnxprune.notation import Fit, Operand, Rule, Shape, Spread, is_whole, parse
 from onnxprune.rules import contrib, tables
 from onnxprune.rules.site import Computed, Site, Unprunable
 from onnxprune.rules.tables import ONE_BY_DEFAULT, RENAMES
@@ -44,10 +44,29 @@ def stated_row(line: str) -> str:
     """Check a row that a user gives.
 
     Raises:
-        RuleError: it breaks the notation.
+        RuleError: it breaks the notation, or a result carries a letter that neither an operand nor
+            a clause has: nothing would say which of its indices go.
     """
-    parse(line)
+    rule = parse(line)
+    known = _letters(rule.operands) | _letters(clause.axes for clause in rule.clauses)
+    for letter in sorted(_letters(rule.results) - known):
+        raise RuleError(
+            f"rule '{line}': no operand has the letter '{letter}' of a result: use one that an "
+            f"operand has, or '_{letter}' for an axis that stays whole"
+        )
     return line
+
+
+def _letters(operands: Iterable[Operand | None]) -> set[str]:
+    """The letters that some operands carry, but for whole ones; those that spread as ``*name``."""
+    found = set()
+    for operand in operands:
+        for axis in operand or ():
+            if isinstance(axis, Spread):
+                found.add("..." if axis.broadcast else f"*{axis.name}")
+            else:
+                found.update(letter for term in axis for letter in term)
+    return {letter for letter in found if not is_whole(letter.lstrip("*"))}
 
 
 def fit_node(node: Node, model: Model, rules: Mapping[str, Row]) -> tuple[Fit, ...]:

@@ -28,6 +28,7 @@ __all__ = [
     "check_known",
     "merge_weights",
     "merges",
+    "remarks",
     "score",
 ]
 
@@ -46,6 +47,13 @@ CRITERIA: Final[dict[str, Criterion]] = {
     "random": criteria.random,
     "redundancy": criteria.redundancy,
 }
+
+REMARKS: Final = {"bn-scale": criteria.without_scale}
+
+
+def remarks(coupling: Coupling, criterion: str) -> list[str]:
+    """What the user should know of a criterion on this model, in sentences."""
+    return REMARKS[criterion](coupling) if criterion in REMARKS else []
 
 
 def check_known(criterion: str, sides: str = DEFAULT_SIDES, scale: str = DEFAULT_SCALE) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,8 +23,6 @@ from onnxprune.passes.score.magnitude import (
 )
 from onnxprune.passes.score.redundancy import TOLERANCE, twins
 from onnxprune.passes.score.slices import L1, L2_SQUARED, LINF
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,29 +62,38 @@ _squares = _magnitude(norms(L2_SQUARED))
 def bn_scale(coupling: Coupling, settings: Settings) -> Scores:
     """|gamma| of the BatchNormalization of each channel (Liu et al. 2017, arXiv:1708.06519).
 
-    A group without one goes by l2; a warning in the log says so.
+    A group without one goes by l2; ``without_scale`` says so.
     """
-    names = {b.node.inputs[1] for b in coupling.bound if b.node.op in NORMALIZES}
+    names = _scales(coupling)
     members = {
         g.factor: [m for m in g.members if m.param in names]
         for g in coupling.groups
         if not names.isdisjoint(m.param for m in g.members)
     }
     parts = gather(coupling, members, norms(L1), settings.progress)
-    without = [g.name for g in coupling.groups if g.factor not in members]
-    scores = l2(coupling, settings) if without else {}
-    if without:
-        logger.warning(
-            "bn-scale: %d of %d groups have no BatchNormalization and go by l2; the first is '%s'",
-            len(without),
-            len(coupling.groups),
-            without[0],
-        )
+    scores = l2(coupling, settings) if len(members) < len(coupling.groups) else {}
     for group in coupling.groups:
         if group.factor in members:
             values = combine(parts[group.factor], group.size, "both", settings.scale != "none")
             scores[group.factor] = scaled(values, settings.scale)
     return scores
+
+
+def _scales(coupling: Coupling) -> set[str]:
+    """The parameters that scale what a BatchNormalization normalised."""
+    return {b.node.inputs[1] for b in coupling.bound if b.node.op in NORMALIZES}
+
+
+def without_scale(coupling: Coupling) -> list[str]:
+    """A note on the groups that ``bn_scale`` finds nothing for."""
+    names = _scales(coupling)
+    lacking = [g.name for g in coupling.groups if names.isdisjoint(m.param for m in g.members)]
+    if not lacking:
+        return []
+    return [
+        f"bn-scale: {len(lacking)} of {len(coupling.groups)} groups have no BatchNormalization and "
+        f"go by l2; the first is '{lacking[0]}'"
+    ]
 
 
 def lamp(coupling: Coupling, settings: Settings) -> Scores:
