@@ -13,7 +13,8 @@ BATCH: Final = (13, 17)
 LENGTH: Final = (31, 37)
 EXTENT: Final = (224, 256)
 SAMPLES_1D: Final = (16000, 17920)
-USUAL: Final = (3, 1, 32, 48, 64, 80, 96, 128, 160, 320, 512, 640)
+CHANNELS: Final = (3, 1)  # of pictures, where even these are declared dynamic
+USUAL: Final = (32, 48, 64, 80, 96, 128, 160, 320, 512, 640)
 
 
 def dynamic_axes(proto: onnx.ModelProto) -> dict[str, list[str | None]]:
@@ -39,6 +40,7 @@ def choices(proto: onnx.ModelProto) -> Iterator[list[dict[str, int]]]:
     turn.
     """
     sizes: dict[str, tuple[int, int]] = {}
+    channels: set[str] = set()
     types = {v.name: v.type.tensor_type.elem_type for v in proto.graph.input}
     for name, symbols in dynamic_axes(proto).items():
         whole = types[name] not in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
@@ -52,11 +54,14 @@ def choices(proto: onnx.ModelProto) -> Iterator[list[dict[str, int]]]:
             else:
                 pair = SAMPLES_1D if len(symbols) == 2 else EXTENT
             sizes.setdefault(symbol, pair)
+            if axis == 1 and pair == EXTENT:
+                channels.add(symbol)
     if not sizes:
         yield [{}]
         return
     yield [{symbol: pair[k] for symbol, pair in sizes.items()} for k in range(2)]
     for held, usual in sizes.items():
-        for size in (1,) if usual == BATCH else USUAL:
+        first = CHANNELS if held in channels else ()
+        for size in (1,) if usual == BATCH else (*first, *USUAL):
             held_at = {**sizes, held: (size, size)}
             yield [{symbol: pair[k] for symbol, pair in held_at.items()} for k in range(2)]
