@@ -24,15 +24,17 @@ from typing import Final
 
 import numpy as np
 import onnx
+from onnx.numpy_helper import to_array
 
 from onnxprune.axes import Factors, Values
 from onnxprune.coupling import Coupling
 from onnxprune.linear import Linear, letter_sizes, linear_of, picked
 from onnxprune.model import Array, Node
-from onnxprune.moments import Moments, joined, ridge
+from onnxprune.moments import WIDE, Moments, joined, ridge
 from onnxprune.plan import Keep
+from onnxprune.rules.tables import NORMS
 from onnxprune.runtime import Feeds
-from onnxprune.sides import Branch, branch_of
+from onnxprune.sides import Branch, Step, branch_of, readers
 from onnxprune.stepping import Stepper
 
 Progress = Callable[[str], None]
@@ -41,6 +43,7 @@ HELD: Final = 4  # every so-manieth batch chooses the penalty
 ROWS: Final = 24  # rows for each number that a layer reads, at most
 LEAST_ROWS: Final = 1 << 14
 WIDE_ROWS: Final = 4096  # where rows are kept
+TINY: Final = 1e-30
 SAME: Final = 1e-10  # share of the target's energy that rounding may miss
 
 
@@ -142,6 +145,7 @@ class _Work:
         self.changed: dict[str, Array] = {}
         self.uses = Counter(name for node in coupling.model.nodes for name in node.inputs)
         self.wanted: dict[str, int] = {}  # values of the original -> layers that still need them
+        self.read_by = readers(coupling)
 
     def found(self) -> list[tuple[Linear, Branch]]:
         """The layers in topological order, with what their results go through."""
@@ -152,7 +156,7 @@ class _Work:
                 continue
             linear = linear_of(self.coupling, bound)
             if linear is not None:
-                pairs.append((linear, branch_of(self.coupling, linear.node)))
+                pairs.append((linear, branch_of(self.coupling, linear.node, self.read_by)))
         pairs.sort(key=lambda pair: self.pruned.index[pair[0].node.key])
         for linear, branch in pairs:
             for name in {linear.node.outputs[0], branch.total} - {""}:
@@ -172,7 +176,7 @@ class _Work:
         own = self.pruned.nodes[place]
         stored = own.input[linear.weight]
         reason = self.refusal(linear, stored)
-        layer = None if reason else self.solve(linear, branch if joins else None, own)
+        layer = None if reason else self.solve(linear, branch, joins, own)
         for used in {name, total} - {""}:
             self.wanted[used] -= 1
             if not self.wanted[used] and self.original.last.get(used, -1) < self.original.position:
@@ -191,74 +195,99 @@ class _Work:
             stop = 1 + self.original.index[self.coupling.model.producers[name].key]
             self.original.advance(stop, [x for x, left in self.wanted.items() if left])
 
-    def solve(self, linear: Linear, branch: Branch | None, own: onnx.NodeProto) -> Layer | None:
+    def solve(
+        self, linear: Linear, branch: Branch, joins: bool, own: onnx.NodeProto
+    ) -> Layer | None:
         """Gather the moments of one layer, and change its weight where that helps."""
-        weight = onnx.numpy_helper.to_array(self.pruned.tensors[own.input[linear.weight]])
+        weight = to_array(self.pruned.tensors[own.input[linear.weight]])
         sizes = letter_sizes(linear, self.factors, self.counts)
         matrix = linear.matrix(weight, sizes).astype(np.float32)
-        carrier = self.carrier(linear, own)
-        shift = 0.0 if linear.bias is None else self.bias(linear, own, matrix)
+        carrier = self.carrier(linear, branch, matrix)
+        shift: Array | float = 0.0
+        if linear.bias is not None:
+            stored = to_array(self.pruned.tensors[own.input[linear.bias]]).astype(np.float32)
+            shift = stored.reshape(matrix.shape[0], 1, matrix.shape[2])
         parts = [Moments(), Moments()]
         spread = 0.0
-        batches = self.pruned.count
-        for batch in range(batches):
-            held = batches > 1 and batch % HELD == min(HELD, batches) - 1
-            x, target = self.rows(linear, branch, own, batch, weight.shape, matrix)
-            spread += float(np.square(target - target.mean(axis=1, keepdims=True)).sum())
-            residual = target - np.matmul(x, matrix) - shift
-            if carrier:
+        for batch in range(self.pruned.count):
+            held = self.pruned.count > 1 and batch % HELD == min(HELD, self.pruned.count) - 1
+            target = self.target(linear.node, branch if joins else None, batch)
+            x, wanted = self.rows(linear, own, target, batch, weight.shape, matrix)
+            spread += float(np.square(wanted - wanted.mean(axis=1, keepdims=True)).sum())
+            residual = wanted - np.matmul(x, matrix) - shift
+            if carrier is not None:
                 x = np.concatenate([x, np.ones((*x.shape[:2], 1), x.dtype)], axis=2)
             parts[held].add(x, residual)
         whole = joined(parts)
-        if whole.energy <= SAME * max(spread, 1e-30):
+        if whole.energy <= SAME * max(spread, TINY):
             return None
-        share = parts[1].count / max(whole.count, 1) or 1.0
         judge = parts[1] if parts[1].count else parts[0]
-        scale = max(spread * share, 1e-30)
-        tried = [(judge.left(ridge(parts[0], s, carrier)), s) for s in STRENGTHS]
-        best, strength = min(tried)
-        before = judge.energy / scale
-        if best >= judge.energy:
-            return Layer(linear.node.label, before, before, None, "no fit does better elsewhere")
-        self.write(linear, own, matrix, ridge(whole, strength, carrier), weight.shape, sizes)
-        return Layer(linear.node.label, before, best / scale, strength)
+        scale = max(spread * judge.count / whole.count, TINY)
+        lost, strength = _best(parts[0], judge, carrier is not None)
+        before, label = judge.energy / scale, linear.node.label
+        if lost >= judge.energy:
+            return Layer(label, before, before, None, "no fit does better on other samples")
+        delta = ridge(whole, strength, carrier is not None)
+        inner = matrix.shape[1]
+        fitted = linear.tensor(matrix + delta[:, :inner], weight.shape, sizes)
+        self.put(linear.node, linear.weight, fitted)
+        if carrier is not None:
+            self.add(carrier, delta[:, inner:].reshape(-1))
+        return Layer(label, before, lost / scale, strength)
 
-    def carrier(self, linear: Linear, own: onnx.NodeProto) -> bool:
-        """Whether the node has a bias of its own that may change."""
-        if linear.bias is None:
-            return False
-        name = linear.node.inputs[linear.bias]
-        return self.uses[name] == 1 and own.input[linear.bias] in self.pruned.tensors
+    def carrier(self, linear: Linear, branch: Branch, matrix: Array) -> Step | None:
+        """The operand that a change of the bias is written to: a vector of no other use."""
+        if linear.bias is not None:
+            step: Step | None = Step(linear.node, linear.bias)
+        else:
+            step = branch.carrier()
+        if step is None or self.uses[step.node.inputs[step.position]] != 1:
+            return None
+        value = self.constant(step.node, step.position)
+        outer = matrix.shape[0] * matrix.shape[2]
+        ends = linear.y[-1] == (*linear.batch, *linear.outer)
+        if value is None or value.size != outer or max(value.shape, default=0) != outer:
+            return None
+        placed = step.node is linear.node or step.node.op in NORMS or value.shape[-1] == outer
+        return step if placed and (ends or step.node.op in (*NORMS, linear.node.op)) else None
 
-    def bias(self, linear: Linear, own: onnx.NodeProto, matrix: Array) -> Array:
-        """The bias as (batch, 1, outer)."""
-        assert linear.bias is not None
-        tensor = self.pruned.tensors[own.input[linear.bias]]
-        values = onnx.numpy_helper.to_array(tensor).astype(np.float32)
-        return values.reshape(matrix.shape[0], 1, matrix.shape[2])
+    def constant(self, node: Node, position: int) -> Array | None:
+        """A stored operand, as the pruned model has it."""
+        place = self.pruned.index.get(node.key)
+        if place is None:
+            return None
+        tensor = self.pruned.tensors.get(self.pruned.nodes[place].input[position])
+        return None if tensor is None else to_array(tensor)
+
+    def target(self, node: Node, branch: Branch | None, batch: int) -> Array:
+        """What a layer should give: with another branch, what that one leaves to be given."""
+        name = node.outputs[0]
+        plain = self.kept(name, self.original.values[name][batch])
+        if branch is None:
+            return plain
+        total = self.kept(branch.total, self.original.values[branch.total][batch])
+        other = self.pruned.values[branch.other][batch]
+        undone = branch.undone(total.astype(np.float64) - other, self.constant)
+        fits = undone is not None and undone.shape == plain.shape
+        return undone.astype(plain.dtype) if undone is not None and fits else plain
 
     def rows(
         self,
         linear: Linear,
-        branch: Branch | None,
         own: onnx.NodeProto,
+        target: Array,
         batch: int,
         shape: tuple[int, ...],
         matrix: Array,
     ) -> tuple[Array, Array]:
         """What the layer reads (b, p, d), and what it should give (b, p, o)."""
-        node, sizes = linear.node, letter_sizes(linear, self.factors, self.counts)
-        target = self.kept(node.outputs[0], self.original.values[node.outputs[0]][batch])
-        if branch is not None:
-            total = self.kept(branch.total, self.original.values[branch.total][batch])
-            target = branch.undone(total - self.pruned.values[branch.other][batch], target)
+        sizes = letter_sizes(linear, self.factors, self.counts)
         data = self.pruned.values[own.input[linear.data]][batch]
         x = linear.inputs(data, target.shape, shape, sizes)
         y = linear.outputs(target, sizes)
-        count = len(linear.rows)
+        count, wide = len(linear.rows), matrix.shape[1]
         there = int(np.prod(x.shape[:count], dtype=np.int64))
-        wide = matrix.shape[1]
-        most = WIDE_ROWS if wide > 6144 else max(ROWS * wide, LEAST_ROWS)
+        most = WIDE_ROWS if wide > WIDE else max(ROWS * wide, LEAST_ROWS)
         most = -(-most // self.pruned.count)
         places = np.arange(there)
         if there > most:
@@ -277,34 +306,38 @@ class _Work:
                     value = np.take(value, np.flatnonzero(mask), axis=axis)
         return value
 
-    def write(
-        self,
-        linear: Linear,
-        own: onnx.NodeProto,
-        matrix: Array,
-        delta: Values,
-        shape: tuple[int, ...],
-        sizes: Mapping[str, int],
-    ) -> None:
-        """Change the weight, and the bias where the fit has one."""
-        inner = matrix.shape[1]
-        fitted = linear.tensor(matrix + delta[:, :inner], shape, sizes)
-        self.put(linear.node, linear.weight, own, fitted)
-        if delta.shape[1] > inner and linear.bias is not None:
-            shift = self.bias(linear, own, matrix) + delta[:, inner:]
-            old = onnx.numpy_helper.to_array(self.pruned.tensors[own.input[linear.bias]])
-            self.put(linear.node, linear.bias, own, shift.reshape(old.shape))
+    def add(self, carrier: Step, bias: Values) -> None:
+        """Add a bias, behind what scales it."""
+        old = self.constant(carrier.node, carrier.position)
+        affine = carrier.affine(self.constant) if carrier.node.op in NORMS else None
+        scale = 1.0 if affine is None else affine[0]
+        assert old is not None
+        self.put(carrier.node, carrier.position, old + (scale * bias).reshape(old.shape))
 
-    def put(self, node: Node, position: int, own: onnx.NodeProto, small: Array) -> None:
+    def put(self, node: Node, position: int, small: Array) -> None:
         """Let the pruned model go on with a new value, and remember it at full size."""
-        stored = own.input[position]
-        old = onnx.numpy_helper.to_array(self.pruned.tensors[stored])
+        stored = self.pruned.nodes[self.pruned.index[node.key]].input[position]
+        old = to_array(self.pruned.tensors[stored])
         self.pruned.replace(stored, np.ascontiguousarray(small.astype(old.dtype)))
         name = node.inputs[position]
         full = self.values.get(name)
-        if full is None:
-            full = self.coupling.model.params[name].read()
-        full = np.array(full)
+        full = np.array(self.coupling.model.params[name].read() if full is None else full)
         masks = [self.factors.mask(x, self.keep) for x in self.coupling.layouts[name]]
         full[np.ix_(*(np.flatnonzero(mask) for mask in masks))] = small
         self.values[name] = self.changed[name] = full
+
+
+def _best(fit: Moments, judge: Moments, free: bool) -> tuple[float, float]:
+    """The smallest loss on other samples, and the penalty that gives it: a walk from the middle."""
+    lost: dict[int, float] = {}
+
+    def at(place: int) -> float:
+        if place not in lost:
+            lost[place] = judge.left(ridge(fit, STRENGTHS[place], free))
+        return lost[place]
+
+    place = len(STRENGTHS) // 2
+    step = -1 if at(place - 1) < at(place) else 1
+    while 0 <= place + step < len(STRENGTHS) and at(place + step) < at(place):
+        place += step
+    return at(place), STRENGTHS[place]

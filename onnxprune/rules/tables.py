@@ -184,8 +184,11 @@ LINEAR: Final = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
 NEUTRAL: Final = {"alpha": 1.0, "beta": 1.0}
 # Those that read neighbourhoods: how their operand is unfolded (see onnxprune.windows).
 UNFOLDED: Final = {"Conv": "conv", "ConvTranspose": "transposed"}
-# Operators that add two values.
+# Operators that add two values, and that multiply them.
 ADDS: Final = frozenset({"Add"})
+SCALES: Final = frozenset({"Mul"})
+# Operators that scale and shift each channel by stored vectors: operands 1 to 4.
+NORMS: Final = frozenset({"BatchNormalization"})
 # Operators that put values side by side, which may differ in size by orders of magnitude.
 JOINS: Final = frozenset({"Concat"})
 # Operators whose results jump where an operand moves by one rounding; casts do where they cut off.
