@@ -16,8 +16,8 @@ from onnxprune.budget import MAX_RATIO, Budget, Options, Scope
 from onnxprune.coupling import Coupling
 from onnxprune.errors import RuleError
 from onnxprune.files import load, save
-from onnxprune.passes.score import CRITERIA, DEFAULT
-from onnxprune.pipeline import Choice, Inputs, Progress, Run
+from onnxprune.passes.score import CRITERIA, DEFAULT, DEFAULT_WITH_DATA
+from onnxprune.pipeline import Calibration, Choice, Inputs, Progress, Run
 from onnxprune.plan import Plan, read_plan
 from onnxprune.results import Inspection, Report
 from onnxprune.rules import BUILT_IN, Row, stated_row
@@ -93,7 +93,7 @@ def prune(
     params: float | str | None = None,
     size_bytes: float | str | None = None,
     peak_bytes: float | str | None = None,
-    criterion: str = DEFAULT,
+    criterion: str | None = None,
     scope: Scope = "global",
     align: Literal["auto"] | int = "auto",
     min_channels: int = 1,
@@ -106,6 +106,8 @@ def prune(
     seed: int = 0,
     verify: bool = True,
     inputs: Inputs = None,
+    calibration: Calibration = None,
+    recover: bool = True,
     rules: Mapping[str, str] | None = None,
     output: str | Path | None = None,
     plan_output: str | Path | None = None,
@@ -136,6 +138,9 @@ def prune(
         seed: for the random criterion, hashing, and the inputs of the verification.
         verify: whether to prove the result; without it the report says so.
         inputs: real inputs for the verification (.npz or arrays by name).
+        calibration: batches of inputs without labels, each by input name: criteria that look at
+            data use them, and what stays is fitted to do the work of what went.
+        recover: whether to do the latter.
         rules: rows for custom operators.
         output: where to write the result, once it is proved.
         plan_output: where to write the plan, with it.
@@ -164,8 +169,10 @@ def prune(
         exact_only,
         None if per_group is None else {name: share(own) for name, own in per_group.items()},
     )
-    choice = Choice(budget, options, criterion, steps, seed)
-    run = Run(model, _every(rules), verify, inputs, output, plan_output, report_output, progress)
+    criterion = criterion or (DEFAULT if calibration is None else DEFAULT_WITH_DATA)
+    choice = Choice(budget, options, criterion, steps, seed, recover)
+    files = (output, plan_output, report_output)
+    run = Run(model, _every(rules), verify, inputs, *files, progress, calibration)
     return pipeline.prune(run, choice)
 
 
@@ -175,6 +182,7 @@ def apply(
     *,
     verify: bool = True,
     inputs: Inputs = None,
+    calibration: Calibration = None,
     rules: Mapping[str, str] | None = None,
     output: str | Path | None = None,
     report_output: str | Path | None = None,
@@ -182,11 +190,14 @@ def apply(
 ) -> tuple[Any, Report]:
     """Replay a plan, on its own model or on a twin with the same names (fp16, QDQ).
 
+    With calibration inputs what stays is fitted to do the work of what went.
+
     Raises:
         BadPlanError: the plan does not fit the model.
         VerificationError: the result differs from the masked original.
     """
-    run = Run(model, _every(rules), verify, inputs, output, None, report_output, progress)
+    files = (output, None, report_output)
+    run = Run(model, _every(rules), verify, inputs, *files, progress, calibration)
     return pipeline.replay(run, _plan(plan))
 
 

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import onnx
 from onnx import helper
 
 from onnxprune import runtime
-from onnxprune.axes import Opaque
 from onnxprune.coupling import Coupling
+from onnxprune.full import kept_part
 from onnxprune.model import Array, Node, operator, subgraphs
 from onnxprune.oracle import FLOATS, masked
 from onnxprune.plan import Keep
@@ -105,15 +104,7 @@ class Pair:
 
     def kept(self, name: str, value: Any) -> Any:
         """What the pruned model has of a value of the original."""
-        layouts = self.coupling.layouts.get(name, ())
-        if not isinstance(value, np.ndarray) or value.ndim != len(layouts):
-            return value
-        for axis, layout in enumerate(layouts):
-            if not isinstance(self.coupling.factors.normal(layout), Opaque):
-                mask = self.coupling.factors.mask(layout, self.keep)
-                if not mask.all():
-                    value = np.take(value, np.flatnonzero(mask), axis=axis)
-        return value
+        return kept_part(self.coupling, self.keep, name, value)
 
     def shared(self) -> Iterator[tuple[Node, str]]:
         """The values that nodes of both models make, in topological order."""

@@ -4,69 +4,46 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from onnxprune import data, explaining, files
 from onnxprune.axes import Mask
-from onnxprune.budget import Budget, Options, check, check_patterns
-from onnxprune.cost import cost_model
+from onnxprune.budget import check, check_patterns
+from onnxprune.choosing import Choice, Progress, Rules, analyse, choose
 from onnxprune.coupling import Coupling
 from onnxprune.errors import NothingToPruneError, OnnxPruneError, VerificationError
+from onnxprune.full import fitted_values
 from onnxprune.model import Array, Model
-from onnxprune.passes.couple import couple
-from onnxprune.passes.normalize import normalize
-from onnxprune.passes.score import (
-    MERGING,
-    check_known,
-    merge_weights,
-    merges,
-    remarks,
-    score,
-)
-from onnxprune.passes.select import select
+from onnxprune.passes.recover import recover
+from onnxprune.passes.score import MERGING, check_known, merge_weights, merges, remarks
 from onnxprune.passes.shrink import shrink
 from onnxprune.passes.verify import verify
 from onnxprune.plan import Plan, keep_of, make_plan
-from onnxprune.results import Report
-from onnxprune.rules import Row
+from onnxprune.results import Layer, Report
 from onnxprune.runtime import Feeds
 from onnxprune.verdict import Verification
 
-Progress = Callable[[str], None]
+__all__ = [
+    "Calibration",
+    "Choice",
+    "Inputs",
+    "Progress",
+    "Rules",
+    "Run",
+    "analyse",
+    "compare",
+    "prune",
+    "replay",
+]
+
+Calibration = Sequence[Mapping[str, Any]] | None
 Inputs = str | Path | Mapping[str, Any] | None
-Rules = Mapping[str, Row]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What is wanted, and how it is chosen.
-
-    Attributes:
-        budget: what goes, or what may remain.
-        options: how the choice is made.
-        criterion: a name in ``score.CRITERIA``.
-        steps: prune in so many steps, and score again between them.
-        seed: for all that is random.
-    """
-
-    budget: Budget
-    options: Options
-    criterion: str
-    steps: int
-    seed: int
-
-    def settings(self) -> dict[str, Any]:
-        """What a report says was asked for."""
-        given = {k: v for k, v in vars(self.budget).items() if v is not None}
-        own = {"criterion": self.criterion, "steps": self.steps, "seed": self.seed}
-        return {**given, **vars(self.options), **own}
 
 
 @dataclass(frozen=True)
@@ -82,6 +59,7 @@ class Run:
         plan_output: where to write the plan, with it.
         report_output: where to write the report, also that of a verification that failed.
         progress: is told the name of each pass as it starts.
+        calibration: batches of inputs without labels, for criteria and recovery.
         seconds: time by pass.
     """
 
@@ -93,15 +71,17 @@ class Run:
     plan_output: str | Path | None = None
     report_output: str | Path | None = None
     progress: Progress | None = None
+    calibration: Calibration = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Tell the caller of a pass, and time it."""
-        if self.progress is not None:
-            self.progress(name)
+    def step(self, name: str) -> Iterator[Progress | None]:
+        """Tell the caller of a pass, and time it; what is yielded is told what it is at."""
+        tell = self.progress
+        if tell is not None:
+            tell(name)
         start = time.perf_counter()
-        yield
+        yield None if tell is None else lambda detail: tell(f"{name}: {detail}")
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def target(self) -> Path | None:
@@ -128,15 +108,6 @@ class Run:
         return files.sha256(Path(self.source)) if given else None
 
 
-def analyse(model: Any, rules: Rules, folder: Path | None = None) -> Coupling:
-    """Load, normalize and couple.
-
-    Raises:
-        BadModelError: the model can't be read.
-    """
-    return couple(normalize(files.load(model, folder=folder, rules=rules), rules), rules)
-
-
 def prune(run: Run, choice: Choice) -> tuple[Any, Report]:
     """Choose, shrink, prove, write."""
     target = run.target()
@@ -152,11 +123,13 @@ def prune(run: Run, choice: Choice) -> tuple[Any, Report]:
         *check_patterns(coupling, choice.options),
         *remarks(coupling, choice.criterion),
     ]
-    keep, limits = _choose(coupling, choice, run)
+    feeds = _batches(run.calibration, coupling.model)
+    keep, limits = choose(coupling, choice, run.rules, feeds, run.step)
     notes += limits
     merge_seed = choice.seed if choice.criterion in MERGING else None
     plan = make_plan(coupling, keep, run.digest(), merge_seed)
-    return _finish(run, coupling, keep, plan, choice.settings(), notes, target)
+    fitted = feeds if choice.recover else None
+    return _finish(run, coupling, keep, plan, choice.settings(), notes, target, fitted)
 
 
 def replay(run: Run, plan: Plan) -> tuple[Any, Report]:
@@ -169,7 +142,8 @@ def replay(run: Run, plan: Plan) -> tuple[Any, Report]:
     digest = run.digest()
     if digest is not None and plan.model.sha256 is not None and digest != plan.model.sha256:
         notes.append(f"the plan was made for another file, '{plan.model.name}'; its names fit")
-    return _finish(run, coupling, keep, plan, {"plan": plan.model.name}, notes, target)
+    feeds = _batches(run.calibration, coupling.model)
+    return _finish(run, coupling, keep, plan, {"plan": plan.model.name}, notes, target, feeds)
 
 
 def compare(run: Run, small: Any, plan: Plan, seed: int) -> Verification:
@@ -177,60 +151,18 @@ def compare(run: Run, small: Any, plan: Plan, seed: int) -> Verification:
     coupling = analyse(run.source, run.rules)
     keep = keep_of(plan, coupling)
     other = files.load(small, rules=run.rules)
+    values = _merged(coupling, keep, plan)
+    if plan.recovered:
+        values = {**(values or {}), **fitted_values(coupling, keep, other.proto)}
     return verify(
         coupling,
         keep,
         other.proto,
         inputs=_feeds(run.inputs, coupling.model),
         seed=seed,
-        values=_merged(coupling, keep, plan),
+        values=values,
         folder=other.folder,
     )
-
-
-def _choose(coupling: Coupling, choice: Choice, run: Run) -> tuple[dict[int, Mask], list[str]]:
-    """Score and select, in one step or several; masks by factor of the first coupling."""
-    steps = choice.steps
-    if steps < 1:
-        raise OnnxPruneError(f"steps is {steps}: it must be at least 1")
-    keep: dict[int, Mask] = {g.factor: np.ones(g.size, bool) for g in coupling.groups}
-    costs = cost_model(coupling)
-    before, current = costs.cost({}), coupling
-    notes: dict[str, list[int]] = {}  # with the steps that they are of
-    for step in range(1, steps + 1):
-        if step > 1:
-            current = analyse(shrink(coupling, keep), run.rules, coupling.model.folder)
-            costs = cost_model(current)
-        with run.step("score"):
-            scores = score(current, choice.criterion, seed=choice.seed)
-        with run.step("select"):
-            budget = choice.budget.at_step(step, steps, before)
-            selection = select(current, scores, budget, choice.options.at_step(steps), costs)
-        told = [*selection.limits, *_narrow(coupling, current, selection.keep, keep)]
-        for note in told:
-            notes.setdefault(note, []).append(step)
-    masks = {factor: mask for factor, mask in keep.items() if not mask.all()}
-    return masks, [_of_steps(note, own, steps) for note, own in notes.items()]
-
-
-def _narrow(
-    coupling: Coupling, current: Coupling, chosen: Mapping[int, Mask], keep: Mapping[int, Mask]
-) -> Iterator[str]:
-    """Put the choice of one step into the masks of the whole; notes on groups that are lost."""
-    own_groups = {group.name: group for group in current.groups}
-    for group in coupling.groups:
-        mask, own = keep[group.factor], own_groups.get(group.name)
-        if own is not None and own.factor in chosen:
-            mask[np.flatnonzero(mask)] = chosen[own.factor]
-        elif own is None and mask.sum() > 1:  # of one channel there is nothing to find
-            yield f"group '{group.name}' is not found again after a step, and loses no more"
-
-
-def _of_steps(note: str, own: Sequence[int], steps: int) -> str:
-    """A note, with the steps that it is of where it is not of all."""
-    if len(own) == steps:
-        return note
-    return f"step {', '.join(map(str, own))} of {steps}: {note}"
 
 
 def _finish(
@@ -241,16 +173,24 @@ def _finish(
     settings: dict[str, Any],
     notes: Sequence[str],
     target: Path | None,
+    feeds: Sequence[Feeds] | None,
 ) -> tuple[Any, Report]:
+    seed = int(settings.get("seed", 0))
     values = _merged(coupling, keep, plan)
     with run.step("shrink"):
         proto = shrink(coupling, keep, values)
+    layers: tuple[Layer, ...] = ()
+    if feeds and keep:
+        with run.step("recover") as tell:
+            fitted = recover(coupling, keep, proto, feeds, values=values, seed=seed, progress=tell)
+        layers, values = fitted.layers, {**(values or {}), **fitted.values}
+        proto = shrink(coupling, keep, values)
+        plan = plan.model_copy(update={"recovered": True})
     verification, failure = None, None
     if run.verify:
         with run.step("verify"):
-            seed = int(settings.get("seed", 0))
-            feeds = _feeds(run.inputs, coupling.model)
-            verification = verify(coupling, keep, proto, inputs=feeds, seed=seed, values=values)
+            given = _feeds(run.inputs, coupling.model)
+            verification = verify(coupling, keep, proto, inputs=given, seed=seed, values=values)
         if not verification.ok or (keep and verification.blind):
             failure = verification.summary()
     else:
@@ -267,6 +207,7 @@ def _finish(
         notes=tuple(notes),
         plan=plan,
         inputs=explaining.input_shapes(coupling),
+        recovery=layers,
     )
     if failure is not None:
         _write(run, report, None, None)
@@ -305,6 +246,11 @@ def _merged(coupling: Coupling, keep: Mapping[int, Mask], plan: Plan) -> dict[st
     if plan.merge_seed is None:
         return None
     return merge_weights(coupling, merges(coupling, keep, plan.merge_seed))
+
+
+def _batches(given: Calibration, model: Model) -> Sequence[Feeds] | None:
+    """Calibration inputs, each batch as the model wants it."""
+    return None if given is None else [data.check_inputs(batch, model) for batch in given]
 
 
 def _feeds(inputs: Inputs, model: Model) -> Feeds | None:

@@ -10,7 +10,8 @@ same names (an fp16 or QDQ twin):
 ``initializers`` lists the axes that lose something, and is what a replay goes by; ``groups`` says
 the same once for each group. A Constant node goes by its output's name, one use of an un-shared
 initializer is ``NAME@OUTPUT:INDEX``. Where near-copies were merged, ``merge_seed`` is the seed with
-which a replay finds them again.
+which a replay finds them again; ``recovered`` says that the kept weights were fitted afterwards, so
+that a proof takes them from the pruned file.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Plan(BaseModel):
     groups: dict[str, GroupPlan] = {}
     initializers: dict[str, dict[int, Indices]] = {}
     merge_seed: int | None = None
+    recovered: bool = False
 
     def to_json(self) -> str:
         """The plan as JSON with sorted keys, one initializer a line."""
@@ -68,6 +70,8 @@ class Plan(BaseModel):
         if self.merge_seed is not None:
             parts.append(f'  "merge_seed": {self.merge_seed}')
         parts.append(f'  "model": {json.dumps(data["model"], sort_keys=True)}')
+        if self.recovered:
+            parts.append('  "recovered": true')
         return "{\n" + ",\n".join(parts) + "\n}\n"
 
 

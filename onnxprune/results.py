@@ -41,6 +41,25 @@ class GroupRow:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """What recovery did to one layer.
+
+    Attributes:
+        node: its label.
+        before, after: what its result misses of its target, as a share of the target's variance,
+            on samples that the fit has not seen.
+        strength: the penalty, or None where the layer stays as it is.
+        reason: why it stays as it is.
+    """
+
+    node: str
+    before: float
+    after: float
+    strength: float | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class FrozenRow:
     """Axes of one parameter that can't be pruned, and why."""
 
@@ -113,6 +132,7 @@ class Report(Jsonable):
         notes: what the user should know.
         plan: the plan; it has a file of its own.
         inputs: the shape of each input that the costs are for.
+        recovery: what was done to each layer, where weights were fitted.
     """
 
     name: str
@@ -125,6 +145,7 @@ class Report(Jsonable):
     notes: tuple[str, ...]
     plan: Plan = field(repr=False)
     inputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    recovery: tuple[Layer, ...] = ()
 
     def __repr__(self) -> str:
         found, before, after = self.verification, self.before, self.after
@@ -153,4 +174,5 @@ class Report(Jsonable):
             data[key] = asdict(data[key]) if data[key] is not None else None
         if self.verification is not None:
             data["verification"] |= {"ok": self.verification.ok, "error": self.verification.error}
-        return {**data, "groups": [asdict(row) for row in self.groups]}
+        rows = {key: [asdict(row) for row in data[key]] for key in ("groups", "recovery")}
+        return {**data, **rows}

@@ -54,7 +54,7 @@ def unfolded_transposed(
     if _text(attributes) in SAME or "output_shape" in attributes:
         later = SAME.get(_text(attributes), 1)
         over = [max(f - y, 0) for f, y in zip(full, sizes, strict=True)]
-        pads = [(n + 1) // 2 if later == 0 else n // 2 for n in over]
+        pads = [(n + later) // 2 for n in over]
     else:
         pads = _listed(attributes, "pads", 2 * rank, 0)[:rank]
     begins = [span - 1 - pad for span, pad in zip(spans, pads, strict=True)]

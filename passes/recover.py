@@ -28,10 +28,12 @@ from onnx.numpy_helper import to_array
 
 from onnxprune.axes import Factors, Values
 from onnxprune.coupling import Coupling
+from onnxprune.full import full_size, kept_part
 from onnxprune.linear import Linear, letter_sizes, linear_of, picked
 from onnxprune.model import Array, Node
 from onnxprune.moments import WIDE, Moments, joined, ridge
 from onnxprune.plan import Keep
+from onnxprune.results import Layer
 from onnxprune.rules.tables import NORMS
 from onnxprune.runtime import Feeds
 from onnxprune.sides import Branch, Step, branch_of, readers
@@ -45,25 +47,6 @@ LEAST_ROWS: Final = 1 << 14
 WIDE_ROWS: Final = 4096  # where rows are kept
 TINY: Final = 1e-30
 SAME: Final = 1e-10  # share of the target's energy that rounding may miss
-
-
-@dataclass(frozen=True)
-class Layer:
-    """What recovery did to one layer.
-
-    Attributes:
-        node: its label.
-        before, after: what its result misses of its target, as a share of the target's variance,
-            on samples that the fit has not seen.
-        strength: the penalty, or None where the layer stays as it is.
-        reason: why it stays as it is.
-    """
-
-    node: str
-    before: float
-    after: float
-    strength: float | None
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -259,13 +242,18 @@ class _Work:
         tensor = self.pruned.tensors.get(self.pruned.nodes[place].input[position])
         return None if tensor is None else to_array(tensor)
 
+    def kept(self, name: str, batch: int) -> Array:
+        """A value of the original, as far as the pruned model has it."""
+        value = self.original.values[name][batch]
+        return np.asarray(kept_part(self.coupling, self.keep, name, value))
+
     def target(self, node: Node, branch: Branch | None, batch: int) -> Array:
         """What a layer should give: with another branch, what that one leaves to be given."""
         name = node.outputs[0]
-        plain = self.kept(name, self.original.values[name][batch])
+        plain = self.kept(name, batch)
         if branch is None:
             return plain
-        total = self.kept(branch.total, self.original.values[branch.total][batch])
+        total = self.kept(branch.total, batch)
         other = self.pruned.values[branch.other][batch]
         undone = branch.undone(total.astype(np.float64) - other, self.constant)
         fits = undone is not None and undone.shape == plain.shape
@@ -297,15 +285,6 @@ class _Work:
         turned = np.ascontiguousarray(flat.transpose(1, 0, 2), np.float32)
         return turned, np.ascontiguousarray(wanted.transpose(1, 0, 2), np.float32)
 
-    def kept(self, name: str, value: Array) -> Array:
-        """What the pruned model has of a value of the original."""
-        for axis, layout in enumerate(self.coupling.layouts[name]):
-            if not self.keep.keys().isdisjoint(self.factors.leaves(layout)):
-                mask = self.factors.mask(layout, self.keep)
-                if not mask.all():
-                    value = np.take(value, np.flatnonzero(mask), axis=axis)
-        return value
-
     def add(self, carrier: Step, bias: Values) -> None:
         """Add a bias, behind what scales it."""
         old = self.constant(carrier.node, carrier.position)
@@ -320,10 +299,9 @@ class _Work:
         old = to_array(self.pruned.tensors[stored])
         self.pruned.replace(stored, np.ascontiguousarray(small.astype(old.dtype)))
         name = node.inputs[position]
-        full = self.values.get(name)
-        full = np.array(self.coupling.model.params[name].read() if full is None else full)
-        masks = [self.factors.mask(x, self.keep) for x in self.coupling.layouts[name]]
-        full[np.ix_(*(np.flatnonzero(mask) for mask in masks))] = small
+        base = self.values.get(name)
+        base = self.coupling.model.params[name].read() if base is None else base
+        full = full_size(self.coupling, self.keep, name, small, base)
         self.values[name] = self.changed[name] = full
 
 

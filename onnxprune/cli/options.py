@@ -116,6 +116,7 @@ CRITERIA: Final = {
     "bn-scale": "scale of its BatchNormalization (l2 where there is none)",
     "lamp": "square against all squares of the group that are larger",
     "redundancy": "l2, times what no other channel stands for; near-copies are merged",
+    "obs": "what its loss costs when all others make up for it (wants --calibration)",
     "random": "nothing: the baseline",
 }
 

@@ -29,7 +29,8 @@ def progress(wanted: bool, passes: int | None = None) -> Iterator[Callable[[str]
         passes: how many passes will be told; None for a spinner alone.
 
     Yields:
-        a function that is told the name of each pass as it starts.
+        a function that is told the name of each pass as it starts; what it is at inside one
+        follows a colon.
     """
     if not wanted or not sys.stderr.isatty():
         yield None
@@ -41,6 +42,6 @@ def progress(wanted: bool, passes: int | None = None) -> Iterator[Callable[[str]
         task = bar.add_task("read", total=passes, completed=-1 if passes else 0)
 
         def tell(name: str) -> None:
-            bar.update(task, description=name, advance=1)
+            bar.update(task, description=name, advance=":" not in name)
 
         yield tell

@@ -5,6 +5,7 @@ Every criterion is a row of ``CRITERIA``; docs/criteria.md says what they are an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from onnxprune.axes import Values
@@ -13,13 +14,17 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.passes.score import criteria
 from onnxprune.passes.score.criteria import Criterion, Settings
 from onnxprune.passes.score.magnitude import SCALES, SIDES, Progress
+from onnxprune.passes.score.obs import obs
 from onnxprune.passes.score.redundancy import Twins, merge_weights, merges
+from onnxprune.runtime import Feeds
 
 __all__ = [
     "CRITERIA",
+    "DATA_DRIVEN",
     "DEFAULT",
     "DEFAULT_SCALE",
     "DEFAULT_SIDES",
+    "DEFAULT_WITH_DATA",
     "MERGING",
     "SCALES",
     "SIDES",
@@ -37,6 +42,8 @@ DEFAULT: Final = "l2"
 DEFAULT_SIDES: Final = "contracted"
 DEFAULT_SCALE: Final = "mean"
 MERGING: Final = frozenset({"redundancy"})  # what these remove is merged into what stays
+DATA_DRIVEN: Final = frozenset({"obs"})  # these want calibration inputs
+DEFAULT_WITH_DATA: Final = "obs"
 CRITERIA: Final[dict[str, Criterion]] = {
     "bn-scale": criteria.bn_scale,
     "fpgm": criteria.fpgm,
@@ -44,6 +51,7 @@ CRITERIA: Final[dict[str, Criterion]] = {
     "l2": criteria.l2,
     "lamp": criteria.lamp,
     "linf": criteria.linf,
+    "obs": obs,
     "random": criteria.random,
     "redundancy": criteria.redundancy,
 }
@@ -79,6 +87,7 @@ def score(
     *,
     sides: str = DEFAULT_SIDES,
     scale: str = DEFAULT_SCALE,
+    feeds: Sequence[Feeds] | None = None,
 ) -> dict[int, Values]:
     """Score every index of every group; higher is kept.
 
@@ -93,12 +102,19 @@ def score(
         sides: a name in ``SIDES``: which members of a group count.
         scale: a name in ``SCALES``: what of each group becomes 1; with ``none`` weights stay as
             large as they are.
+        feeds: batches of calibration inputs, for criteria that look at data.
 
     Returns:
         By factor the scores (size,).
 
     Raises:
-        OnnxPruneError: there is no criterion, side or scale of this name.
+        OnnxPruneError: there is no criterion, side or scale of this name, or it wants calibration
+            inputs and there are none.
     """
     check_known(criterion, sides, scale)
-    return CRITERIA[criterion](coupling, Settings(seed, sides, scale, progress))
+    if criterion in DATA_DRIVEN and not feeds:
+        raise OnnxPruneError(
+            f"criterion '{criterion}' looks at what layers read: give calibration inputs "
+            "(--calibration)"
+        )
+    return CRITERIA[criterion](coupling, Settings(seed, sides, scale, progress, feeds))

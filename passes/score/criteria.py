@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from onnxprune.passes.score.magnitude import (
 )
 from onnxprune.passes.score.redundancy import TOLERANCE, twins
 from onnxprune.passes.score.slices import L1, L2_SQUARED, LINF
+from onnxprune.runtime import Feeds
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Settings:
     sides: str
     scale: str
     progress: Progress | None
+    feeds: Sequence[Feeds] | None = None
 
 
 Scores = dict[int, Values]

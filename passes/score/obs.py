@@ -23,11 +23,30 @@ import numpy as np
 from onnxprune.axes import Values
 from onnxprune.coupling import Coupling
 from onnxprune.model import Array
-from onnxprune.passes.score.readers import Reader
+from onnxprune.passes.score.criteria import Scores, Settings, l2
+from onnxprune.passes.score.readers import Reader, readers
 
 CHUNKS: Final = 48  # eliminations of a group, at most: then several indices go at once
 DAMPING: Final = 1e-3  # of the mean energy of what is read
 FLOOR: Final = 1e-12
+
+
+def obs(coupling: Coupling, settings: Settings) -> Scores:
+    """What each index (size,) is worth, as a norm: the root of its loss, times the group's size.
+
+    A group that nothing reads in a product (a recurrent layer's hidden units) goes by l2.
+    """
+    assert settings.feeds, "score has checked it"
+    found = losses(
+        coupling,
+        readers(coupling, settings.feeds, seed=settings.seed, progress=settings.progress),
+    )
+    if len(found) < len(coupling.groups):
+        plain = l2(coupling, settings)
+        for group in coupling.groups:
+            squares = np.square(plain[group.factor])
+            found.setdefault(group.factor, squares / max(squares.sum(), FLOOR))
+    return {group.factor: np.sqrt(found[group.factor]) * group.size for group in coupling.groups}
 
 
 def losses(coupling: Coupling, readers: Sequence[Reader]) -> dict[int, Values]:

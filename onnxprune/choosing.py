@@ -1,0 +1,129 @@
+"""Choosing what goes: load and couple, then score and select in one step or several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxprune import files
+from onnxprune.axes import Mask
+from onnxprune.budget import Budget, Options
+from onnxprune.cost import cost_model
+from onnxprune.coupling import Coupling
+from onnxprune.errors import OnnxPruneError
+from onnxprune.passes.couple import couple
+from onnxprune.passes.normalize import normalize
+from onnxprune.passes.recover import recover
+from onnxprune.passes.score import score
+from onnxprune.passes.select import select
+from onnxprune.passes.shrink import shrink
+from onnxprune.rules import Row
+from onnxprune.runtime import Feeds
+
+Progress = Callable[[str], None]
+Rules = Mapping[str, Row]
+StepOf = Callable[[str], AbstractContextManager[Progress | None]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is wanted, and how it is chosen.
+
+    Attributes:
+        budget: what goes, or what may remain.
+        options: how the choice is made.
+        criterion: a name in ``score.CRITERIA``.
+        steps: prune in so many steps, and score again between them.
+        seed: for all that is random.
+        recover: whether kept weights are fitted to the original on calibration inputs.
+    """
+
+    budget: Budget
+    options: Options
+    criterion: str
+    steps: int
+    seed: int
+    recover: bool = True
+
+    def settings(self) -> dict[str, Any]:
+        """What a report says was asked for."""
+        given = {k: v for k, v in vars(self.budget).items() if v is not None}
+        own = {"criterion": self.criterion, "steps": self.steps, "seed": self.seed}
+        return {**given, **vars(self.options), **own}
+
+
+def analyse(model: Any, rules: Rules, folder: Path | None = None) -> Coupling:
+    """Load, normalize and couple.
+
+    Raises:
+        BadModelError: the model can't be read.
+    """
+    return couple(normalize(files.load(model, folder=folder, rules=rules), rules), rules)
+
+
+def choose(
+    coupling: Coupling, choice: Choice, rules: Rules, feeds: Sequence[Feeds] | None, step_of: StepOf
+) -> tuple[dict[int, Mask], list[str]]:
+    """Score and select, in one step or several; masks by factor of the first coupling.
+
+    Args:
+        coupling: the structure of the model.
+        choice: what is wanted.
+        rules: the user's rows by operator.
+        feeds: calibration inputs; between steps the model is recovered on them.
+        step_of: is entered with the name of each pass.
+
+    Returns:
+        the masks of the groups that lose something, and notes.
+    """
+    steps = choice.steps
+    if steps < 1:
+        raise OnnxPruneError(f"steps is {steps}: it must be at least 1")
+    keep: dict[int, Mask] = {g.factor: np.ones(g.size, bool) for g in coupling.groups}
+    costs = cost_model(coupling)
+    before, current = costs.cost({}), coupling
+    notes: dict[str, list[int]] = {}  # with the steps that they are of
+    for step in range(1, steps + 1):
+        if step > 1:
+            small = shrink(coupling, keep)
+            if feeds and choice.recover:
+                with step_of("recover") as tell:
+                    found = recover(coupling, keep, small, feeds, seed=choice.seed, progress=tell)
+                small = shrink(coupling, keep, found.values)
+            current = analyse(small, rules, coupling.model.folder)
+            costs = cost_model(current)
+        with step_of("score") as tell:
+            scores = score(current, choice.criterion, choice.seed, tell, feeds=feeds)
+        with step_of("select"):
+            budget = choice.budget.at_step(step, steps, before)
+            selection = select(current, scores, budget, choice.options.at_step(steps), costs)
+        told = [*selection.limits, *_narrow(coupling, current, selection.keep, keep)]
+        for note in told:
+            notes.setdefault(note, []).append(step)
+    masks = {factor: mask for factor, mask in keep.items() if not mask.all()}
+    return masks, [_of_steps(note, own, steps) for note, own in notes.items()]
+
+
+def _narrow(
+    coupling: Coupling, current: Coupling, chosen: Mapping[int, Mask], keep: Mapping[int, Mask]
+) -> Iterator[str]:
+    """Put the choice of one step into the masks of the whole; notes on groups that are lost."""
+    own_groups = {group.name: group for group in current.groups}
+    for group in coupling.groups:
+        mask, own = keep[group.factor], own_groups.get(group.name)
+        if own is not None and own.factor in chosen:
+            mask[np.flatnonzero(mask)] = chosen[own.factor]
+        elif own is None and mask.sum() > 1:  # of one channel there is nothing to find
+            yield f"group '{group.name}' is not found again after a step, and loses no more"
+
+
+def _of_steps(note: str, own: Sequence[int], steps: int) -> str:
+    """A note, with the steps that it is of where it is not of all."""
+    if len(own) == steps:
+        return note
+    return f"step {', '.join(map(str, own))} of {steps}: {note}"

@@ -1,0 +1,61 @@
+"""Values at full size and as a pruned model has them: one from the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx.numpy_helper import to_array
+
+from onnxprune.axes import Opaque
+from onnxprune.coupling import Coupling
+from onnxprune.model import Array, first_name
+from onnxprune.plan import Keep
+from onnxprune.shapes import stored
+
+
+def kept_part(coupling: Coupling, keep: Keep, name: str, value: Any) -> Any:
+    """What a pruned model has of a value of the original."""
+    layouts, factors = coupling.layouts.get(name, ()), coupling.factors
+    if not isinstance(value, np.ndarray) or value.ndim != len(layouts):
+        return value
+    for axis, layout in enumerate(layouts):
+        if not isinstance(factors.normal(layout), Opaque):
+            mask = factors.mask(layout, keep)
+            if not mask.all():
+                value = np.take(value, np.flatnonzero(mask), axis=axis)
+    return value
+
+
+def full_size(coupling: Coupling, keep: Keep, name: str, small: Array, base: Array) -> Array:
+    """A parameter at full size: what is kept from ``small``, the rest from ``base``."""
+    full = np.array(base)
+    masks = [coupling.factors.mask(layout, keep) for layout in coupling.layouts[name]]
+    full[np.ix_(*(np.flatnonzero(mask) for mask in masks))] = small
+    return full
+
+
+def fitted_values(coupling: Coupling, keep: Keep, small: onnx.ModelProto) -> dict[str, Array]:
+    """The parameters of which a pruned model has other values than the original, at full size.
+
+    A proof that goes by these says that the pruned model is the original with these weights and
+    without the removed indices: of a recovered model there is no more to be said.
+    """
+    tensors = stored(small)
+    nodes = {first_name(node.output): node for node in small.graph.node}
+    found: dict[str, Array] = {}
+    for node in coupling.model.nodes:
+        own = nodes.get(node.key)
+        for position, name in enumerate(node.inputs):
+            param = coupling.model.params.get(name)
+            if param is None or name in found or own is None or position >= len(own.input):
+                continue
+            tensor = tensors.get(own.input[position])
+            if tensor is None or name not in coupling.layouts:
+                continue
+            base, value = param.read(), to_array(tensor)
+            expected = kept_part(coupling, keep, name, base)
+            if value.shape == expected.shape and not np.array_equal(value, expected):
+                found[name] = full_size(coupling, keep, name, value, base)
+    return found

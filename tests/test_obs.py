@@ -1,0 +1,138 @@
+"""Laws of optimal brain surgeon on channels: a score is what a refit can't make up for."""
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from onnxprune.coupling import Coupling
+from onnxprune.errors import OnnxPruneError
+from onnxprune.passes.score import score
+from onnxprune.passes.score.obs import losses
+from onnxprune.passes.score.readers import Reader, readers
+from tests.graphs import convolutions, coupled, model, node, recurrent, residual, weight
+
+Array = NDArray[Any]
+CLOSE = 2e-2  # relative: damping, and float32 rows
+
+
+def feeds_of(coupling: Coupling, count: int = 3) -> list[dict[str, Array]]:
+    shapes = coupling.model.samples[0].shapes
+    return [
+        {
+            name: np.random.default_rng(seed).standard_normal(
+                [n or 1 for n in shapes[name]], np.float32
+            )
+            for name in coupling.model.inputs
+        }
+        for seed in range(count)
+    ]
+
+
+def mlp(seed: int = 0) -> Coupling:
+    """x (200, 6) -> 8 -> Relu -> 4 with a bias."""
+    return coupled(
+        model(
+            [node("MatMul", "x w1", "a"), node("Relu", "a", "r"), node("Gemm", "r w2 b", "y")],
+            {"x": [200, 6]},
+            {"y": [200, 4]},
+            {
+                "w1": weight(seed, 6, 8),
+                "w2": weight(seed + 1, 8, 4),
+                "b": weight(seed + 2, 4),
+            },
+        )
+    )
+
+
+def refit(x: Array, y: Array, kept: list[int]) -> float:
+    """What the best weights and bias on some columns miss of y, a share of its variance."""
+    design = np.concatenate([x[:, kept], np.ones((len(x), 1))], axis=1).astype(np.float64)
+    rest = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
+    return float(np.square(rest).sum() / np.square(y - y.mean(axis=0)).sum())
+
+
+def test_a_loss_is_what_a_refit_misses() -> None:
+    coupling = mlp()
+    feeds = feeds_of(coupling)
+    (group,) = coupling.groups
+    found = losses(coupling, readers(coupling, feeds))[group.factor]
+    w1, w2 = (coupling.model.params[name].read() for name in ("w1", "w2"))
+    x = np.concatenate([np.maximum(feed["x"] @ w1, 0) for feed in feeds])
+    y = x @ w2
+    order = [int(k) for k in np.argsort(found)]
+    for gone in range(1, 7):
+        kept = sorted(order[gone:])
+        assert found[order[:gone]].sum() == pytest.approx(refit(x, y, kept), rel=CLOSE, abs=5e-3)
+    each = [refit(x, y, [k for k in range(8) if k != j]) for j in range(8)]
+    assert order[0] == int(np.argmin(each)), "the cheapest goes first"
+
+
+def test_a_copy_costs_nothing() -> None:
+    coupling = mlp()
+    w1 = coupling.model.params["w1"].read().copy()
+    w1[:, 5] = w1[:, 2]
+    params = dict(coupling.model.params)
+    params["w1"] = replace(params["w1"], read=lambda: w1)
+    proto = coupling.model.proto
+    proto.graph.initializer[0].raw_data = w1.tobytes()
+    twin = coupled(proto)
+    found = losses(twin, readers(twin, feeds_of(twin)))[twin.groups[0].factor]
+    order = np.argsort(found)
+    assert order[0] in (2, 5)
+    assert found[order[0]] < 1e-2 * found[order[1]]
+
+
+def test_chunks_change_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    coupling = mlp()
+    own = readers(coupling, feeds_of(coupling))
+    single = losses(coupling, own)[coupling.groups[0].factor]
+    monkeypatch.setattr(sys.modules[losses.__module__], "CHUNKS", 4)
+    double = losses(coupling, own)[coupling.groups[0].factor]
+    assert set(np.argsort(single)[:4]) == set(np.argsort(double)[:4])
+
+
+@pytest.mark.parametrize("net", [convolutions, residual, recurrent])
+def test_every_group_has_positive_scores(net: Any) -> None:
+    coupling = coupled(net())
+    found = score(coupling, "obs", feeds=feeds_of(coupling))
+    assert found.keys() == {group.factor for group in coupling.groups}
+    for group in coupling.groups:
+        assert found[group.factor].shape == (group.size,)
+        assert np.isfinite(found[group.factor]).all()
+        assert (found[group.factor] > 0).all()
+
+
+def test_the_dimensions_of_scores_of_attention_have_a_cost() -> None:
+    coupling = coupled(
+        model(
+            [
+                node("MatMul", "x q", "a"),
+                node("MatMul", "x k", "b"),
+                node("Transpose", "b", "t", perm=[0, 2, 1]),
+                node("MatMul", "a t", "y"),
+            ],
+            {"x": [3, 7, 6]},
+            {"y": [3, 7, 7]},
+            {"q": weight(1, 6, 8) * np.arange(1, 9, dtype=np.float32), "k": weight(2, 6, 8)},
+        )
+    )
+    own: list[Reader] = readers(coupling, feeds_of(coupling))
+    assert [reader.node for reader in own] == ["node 'n_y' (MatMul)"]
+    feed = feeds_of(coupling)[0]["x"].astype(np.float64)
+    q, k = (coupling.model.params[name].read() for name in "qk")
+    terms = np.einsum("bmi,ij,bno,oj->bmnj", feed, q, feed, k)
+    (group,) = coupling.groups
+    found = losses(coupling, readers(coupling, feeds_of(coupling, 1)))[group.factor]
+    expected = np.square(terms).sum(axis=(0, 1, 2)) / np.square(terms.sum(axis=3)).sum()
+    order = np.argsort(expected)[:-1]
+    assert np.argsort(found)[:-1].tolist() == order.tolist()
+    assert np.allclose(found[order], expected[order], rtol=CLOSE)
+
+
+def test_data_is_wanted() -> None:
+    with pytest.raises(OnnxPruneError, match=r"criterion 'obs' looks at .* \(--calibration\)"):
+        score(mlp(), "obs")

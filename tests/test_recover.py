@@ -1,0 +1,223 @@
+"""Laws of recovery: what can be made up for is, what can't is left, and the proof holds."""
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx.numpy_helper import to_array
+
+from onnxprune import runtime
+from onnxprune.axes import Mask
+from onnxprune.coupling import Coupling
+from onnxprune.full import fitted_values
+from onnxprune.passes.recover import Recovery, recover
+from onnxprune.passes.shrink import shrink
+from onnxprune.passes.verify import verify
+from tests.graphs import convolutions, coupled, halves, keeping, model, node, residual, weight
+from tests.zoo.fill import load
+
+Array = NDArray[Any]
+EXACT = 1e-3  # relative: the smallest penalty of the fit leaves so much
+
+
+def batches(count: int, *shape: int, name: str = "x") -> list[dict[str, Array]]:
+    return [
+        {name: np.random.default_rng(seed).standard_normal(shape, np.float32)}
+        for seed in range(count)
+    ]
+
+
+def outputs(proto: onnx.ModelProto, feeds: list[dict[str, Array]]) -> list[Array]:
+    session = runtime.session(proto, None)
+    names = [output.name for output in proto.graph.output]
+    return [value for one in feeds for value in runtime.run(session, one, names)]
+
+
+def missed(proto: onnx.ModelProto, original: onnx.ModelProto, feeds: Any) -> float:
+    """The root of the mean square error of the outputs, relative to that of the outputs."""
+    pairs = list(zip(outputs(proto, feeds), outputs(original, feeds), strict=True))
+    lost = sum(float(np.square(a - b).sum()) for a, b in pairs)
+    return float(np.sqrt(lost / sum(float(np.square(b).sum()) for _, b in pairs)))
+
+
+def recovered(
+    coupling: Coupling, keep: dict[int, Mask], feeds: Any, **given: Any
+) -> tuple[Recovery, onnx.ModelProto, onnx.ModelProto]:
+    """What recovery says, the pruned model before it, and after it."""
+    small = shrink(coupling, keep)
+    found = recover(coupling, keep, small, feeds, **given)
+    return found, small, shrink(coupling, keep, found.values)
+
+
+def mixed(op: str = "MatMul") -> onnx.ModelProto:
+    """x -> a (8) -> y, where channels 4 to 7 of a are mixtures of 0 to 3, and a bias follows."""
+    first = weight(1, 6, 8)
+    first[:, 4:] = first[:, :4] @ weight(2, 4, 4)
+    last = weight(3, 8, 5)
+    if op == "Conv":
+        weights = {"w1": first.T[:, :, None, None], "w2": last.T[:, :, None, None]}
+        nodes = [node("Conv", "x w1", "a"), node("Conv", "a w2 b2", "y")]
+        return model(
+            nodes, {"x": ["n", 6, 4, 4]}, {"y": ["n", 5, 4, 4]}, {**weights, "b2": weight(4, 5)}
+        )
+    nodes = [node("MatMul", "x w1", "a"), node("MatMul", "a w2", "p"), node("Add", "p b2", "y")]
+    weights = {"w1": first, "w2": last, "b2": weight(4, 5)}
+    return model(nodes, {"x": ["n", 6]}, {"y": ["n", 5]}, weights)
+
+
+@pytest.mark.parametrize("op", ["MatMul", "Conv"])
+def test_mixtures_of_what_stays_are_made_up_for(op: str) -> None:
+    proto = mixed(op)
+    coupling = coupled(proto)
+    keep = {coupling.groups[0].factor: np.arange(8) < 4}
+    shape = (40, 6) if op == "MatMul" else (6, 6, 4, 4)
+    feeds, other = batches(8, *shape), batches(3, *shape)
+    found, small, fitted = recovered(coupling, keep, feeds)
+    assert missed(small, proto, other) > 0.1
+    assert missed(fitted, proto, other) < EXACT
+    assert [layer.node for layer in found.layers] == [
+        "node 'n_p' (MatMul)" if op == "MatMul" else "node 'n_y' (Conv)"
+    ]
+    assert found.layers[0].after < EXACT < found.layers[0].before
+
+
+def test_a_constant_channel_goes_into_the_bias_behind() -> None:
+    proto = mixed()
+    w1 = to_array(proto.graph.initializer[0]).copy()
+    w1[:, 4:] = 0
+    proto.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(w1, "w1"))
+    proto.graph.node.insert(1, node("Add", "a b1", "c"))
+    proto.graph.node[2].input[0] = "c"
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight(9, 8) + 1, "b1"))
+    coupling = coupled(proto)
+    keep = {coupling.groups[0].factor: np.arange(8) < 4}
+    found, small, fitted = recovered(coupling, keep, batches(8, 40, 6))
+    assert set(found.values) == {"w2", "b2"}
+    assert missed(small, proto, batches(2, 40, 6)) > 0.1
+    assert missed(fitted, proto, batches(2, 40, 6)) < EXACT
+
+
+def normed() -> onnx.ModelProto:
+    """Conv -> Sigmoid -> Conv without a bias -> BatchNormalization, the last two a branch."""
+    rng = np.random.default_rng(5)
+    vectors = {k: rng.uniform(0.5, 2, 4).astype(np.float32) for k in ("s", "t", "m", "v")}
+    return model(
+        [
+            node("Conv", "x w1", "a"),
+            node("Sigmoid", "a", "g"),
+            node("Conv", "g w2", "c"),
+            node("BatchNormalization", "c s t m v", "n"),
+            node("Add", "n x", "y"),
+        ],
+        {"x": ["n", 4, 5, 5]},
+        {"y": ["n", 4, 5, 5]},
+        {"w1": weight(1, 8, 4, 1, 1), "w2": weight(2, 4, 8, 3, 3)[:, :, 1:2, 1:2], **vectors},
+    )
+
+
+def test_a_norm_behind_carries_the_bias() -> None:
+    proto = normed()
+    coupling = coupled(proto)
+    keep = {coupling.groups[0].factor: np.arange(8) % 2 == 0}
+    feeds = batches(8, 8, 4, 5, 5)
+    found, small, fitted = recovered(coupling, keep, feeds)
+    assert set(found.values) == {"w2", "t"}
+    assert missed(fitted, proto, batches(2, 8, 4, 5, 5)) < 0.5 * missed(
+        small, proto, batches(2, 8, 4, 5, 5)
+    )
+    plain = outputs(proto, feeds)
+    means = [
+        np.mean(np.concatenate(found), axis=(0, 2, 3)) for found in (plain, outputs(fitted, feeds))
+    ]
+    assert np.abs(means[0] - means[1]).max() < 0.02
+
+
+def test_a_branch_mends_what_came_before_it() -> None:
+    """The stem is pruned beyond repair; the branch behind it sees the loss and takes it back."""
+    proto = model(
+        [
+            node("MatMul", "x w1", "h"),
+            node("Relu", "h", "r"),
+            node("MatMul", "r w2", "s"),
+            node("MatMul", "x w3", "b"),
+            node("Add", "s b", "y"),
+        ],
+        {"x": ["n", 6]},
+        {"y": ["n", 6]},
+        {"w1": weight(1, 6, 8), "w2": weight(2, 8, 6), "w3": weight(3, 6, 6)},
+    )
+    coupling = coupled(proto)
+    keep = keeping(coupling, w1=[0, 1])
+    found, small, fitted = recovered(coupling, keep, batches(8, 60, 6))
+    assert set(found.values) == {"w2", "w3"}
+    assert found.layers[1].after < found.layers[1].before
+    other = batches(2, 60, 6)
+    alone = dict(found.values)
+    del alone["w3"]
+    without = shrink(coupling, keep, alone)
+    assert (
+        missed(fitted, proto, other) < missed(without, proto, other) < missed(small, proto, other)
+    )
+
+
+@pytest.mark.parametrize("name", ["convolutions", "residual", "paddle/lenet", "timm/levit_128s"])
+def test_every_change_is_better_where_it_was_not_fitted_and_is_proven(name: str) -> None:
+    made = {"convolutions": convolutions(), "residual": residual()}
+    proto = made[name] if name in made else load(name)
+    coupling = coupled(proto)
+    keep = halves(coupling)
+    count = 4 if name in made else 3
+    value = proto.graph.input[0]
+    shape = [dim.dim_value or 4 for dim in value.type.tensor_type.shape.dim]
+    feeds = batches(count, *shape, name=value.name)
+    found, _, fitted = recovered(coupling, keep, feeds)
+    assert found.layers
+    for layer in found.layers:
+        assert (layer.strength is None) == bool(layer.reason)
+        assert layer.after <= layer.before
+        assert layer.strength is None or layer.after < layer.before
+    verdict = verify(coupling, keep, fitted, values=found.values)
+    assert verdict.ok, verdict.summary()
+    assert not verify(coupling, keep, fitted).ok, "the original's weights are others"
+    again = fitted_values(coupling, keep, fitted)
+    assert again.keys() == found.values.keys()
+    assert all(np.array_equal(again[key], found.values[key]) for key in again)
+
+
+def test_nothing_removed_is_nothing_recovered() -> None:
+    coupling = coupled(convolutions())
+    found, small, fitted = recovered(coupling, {}, batches(4, 4, 4, 6, 6))
+    assert not found.layers
+    assert not found.values
+    assert fitted.SerializeToString() == small.SerializeToString()
+
+
+def test_a_weight_that_serves_two_nodes_stays() -> None:
+    proto = model(
+        [
+            node("MatMul", "x w1", "a"),
+            node("MatMul", "a w2", "b"),
+            node("MatMul", "x w1", "c"),
+            node("MatMul", "c w2", "d"),
+            node("Add", "b d", "y"),
+        ],
+        {"x": ["n", 6]},
+        {"y": ["n", 3]},
+        {"w1": weight(1, 6, 8), "w2": weight(2, 8, 3)},
+    )
+    coupling = coupled(proto)
+    found, _, _ = recovered(coupling, halves(coupling), batches(4, 20, 6))
+    assert not found.values
+    assert {layer.reason for layer in found.layers} == {"its weight serves other nodes, too"}
+
+
+def test_the_same_seed_gives_the_same_and_layers_are_told() -> None:
+    coupling = coupled(convolutions())
+    keep, feeds = halves(coupling), batches(4, 4, 4, 6, 6)
+    told: list[str] = []
+    first = recovered(coupling, keep, feeds, seed=3, progress=told.append)[0]
+    second = recovered(coupling, keep, feeds, seed=3)[0]
+    assert all(np.array_equal(first.values[k], second.values[k]) for k in second.values)
+    assert told == ["node 'n_y1' (Conv)", "node 'n_y2' (Conv)", "node 'n_y' (Conv)"]

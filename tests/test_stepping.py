@@ -1,0 +1,114 @@
+"""Laws of running a graph piece by piece: it gives what the whole gives, wherever it is cut."""
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+from onnxprune import runtime
+from onnxprune.stepping import Stepper
+from tests.graphs import model, node, residual, weight
+from tests.zoo.fill import load
+
+Array = NDArray[Any]
+SAME = 1e-6  # relative: fusions differ between the pieces and the whole
+
+
+def feeds_of(proto: onnx.ModelProto, count: int = 3) -> list[dict[str, Array]]:
+    shapes = {
+        value.name: [d.dim_value or 2 for d in value.type.tensor_type.shape.dim]
+        for value in proto.graph.input
+    }
+    return [
+        {
+            name: np.random.default_rng(seed).standard_normal(shape, np.float32)
+            for name, shape in shapes.items()
+        }
+        for seed in range(count)
+    ]
+
+
+def whole(proto: onnx.ModelProto, feeds: list[dict[str, Array]]) -> list[list[Array]]:
+    session = runtime.session(proto, None)
+    names = [output.name for output in proto.graph.output]
+    return [runtime.run(session, one, names) for one in feeds]
+
+
+def close(a: Array, b: Array) -> bool:
+    return bool(np.abs(a - b).max() <= SAME * np.abs(b).max())
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 100])
+@pytest.mark.parametrize("name", ["residual", "timm/levit_128s", "paddle/lenet"])
+def test_pieces_give_what_the_whole_gives(name: str, stride: int) -> None:
+    if name != "residual" and stride < 3:
+        stride *= 20
+    proto = residual() if name == "residual" else load(name)
+    feeds = feeds_of(proto, 2)
+    stepper = Stepper(proto, None, feeds)
+    for stop in range(stride, len(stepper.nodes) + stride, stride):
+        stepper.advance(min(stop, len(stepper.nodes)))
+    found = [[stepper.values[x][k] for x in stepper.outputs] for k in range(2)]
+    for one, other in zip(found, whole(proto, feeds), strict=True):
+        assert all(close(a, b) for a, b in zip(one, other, strict=True))
+    assert set(stepper.values) == set(stepper.outputs), "nothing else is kept"
+
+
+def chain() -> onnx.ModelProto:
+    """x -> MatMul a -> Relu r -> MatMul b -> + r -> y; b is behind a constant that is computed."""
+    return model(
+        [
+            node("Neg", "minus", "w2"),
+            node("MatMul", "x w1", "a"),
+            node("Relu", "a", "r"),
+            node("MatMul", "r w2", "b"),
+            node("Add", "b r", "y"),
+        ],
+        {"x": [4, 5]},
+        {"y": [4, 5]},
+        {"w1": weight(1, 5, 5), "minus": weight(2, 5, 5)},
+    )
+
+
+def test_constants_that_are_computed_are_no_step() -> None:
+    stepper = Stepper(chain(), None, feeds_of(chain()))
+    assert [n.op_type for n in stepper.nodes] == ["MatMul", "Relu", "MatMul", "Add"]
+    assert stepper.index == {"a": 0, "r": 1, "b": 2, "y": 3}
+
+
+def test_what_is_asked_for_stays_and_the_rest_goes() -> None:
+    stepper = Stepper(chain(), None, feeds_of(chain()))
+    stepper.advance(2, also=["a"])
+    assert set(stepper.values) == {"a", "r"}
+    stepper.advance(3)
+    assert set(stepper.values) == {"r", "b"}
+    stepper.advance(1)
+    assert stepper.position == 3, "there is no way back"
+
+
+def test_a_new_constant_counts_for_what_has_not_run() -> None:
+    proto, feeds = chain(), feeds_of(chain())
+    stepper = Stepper(proto, None, feeds)
+    stepper.advance(2)
+    before = [np.array(value) for value in stepper.values["r"]]
+    stepper.replace("w1", np.zeros((5, 5), np.float32))
+    stepper.replace("minus", np.eye(5, dtype=np.float32))
+    stepper.advance(4)
+    for r, y in zip(before, stepper.values["y"], strict=True):
+        assert close(y, r - r), "w2 is the negative"
+
+
+def test_the_ending_with_another_value() -> None:
+    proto, feeds = chain(), feeds_of(chain())
+    stepper = Stepper(proto, None, feeds)
+    stepper.advance(2)
+    other = [np.ones((4, 5), np.float32), np.zeros((4, 5), np.float32)]
+    found = stepper.ending({"r": other}, [2, 0])
+    w2 = -weight(2, 5, 5)
+    assert close(found[0][0], other[0] @ w2 + other[0])
+    assert not found[1][0].any()
+    plain = stepper.ending({}, [1])
+    assert close(plain[0][0], whole(proto, feeds)[1][0])
+    assert stepper.position == 2
