@@ -94,7 +94,7 @@ def prune(
     size_bytes: float | str | None = None,
     peak_bytes: float | str | None = None,
     criterion: str | None = None,
-    scope: Scope = "global",
+    scope: Scope | None = None,
     align: Literal["auto"] | int = "auto",
     min_channels: int = 1,
     max_ratio: float | str = MAX_RATIO,
@@ -127,6 +127,7 @@ def prune(
         criterion: see ``CRITERIA``.
         scope: how a budget is shared out: ``global`` (one threshold for all scores), ``uniform``
             (one ratio for all groups) or ``per-group`` (``per_group`` gives ratios by pattern).
+            Where absent, ``uniform`` with calibration inputs, else ``global``.
         align: kept counts are multiples of this; ``auto`` knows what ORT's kernels like, 1 is off.
         min_channels: every group keeps at least so many.
         max_ratio: no group loses a larger share under a budget.
@@ -160,7 +161,7 @@ def prune(
         *(None if value is None else amount(value) for value in budgets),
     )
     options = Options(
-        scope,
+        scope or ("global" if calibration is None else "uniform"),
         align,
         min_channels,
         share(max_ratio),

@@ -62,10 +62,6 @@ class Stepper:
         self.count = len(feeds)
         self.position = 0
 
-    def values_of(self, name: str) -> list[Array]:
-        """A value that is still to be read, in every batch."""
-        return self.values[name]
-
     def replace(self, name: str, value: Array) -> None:
         """Let the nodes that have not run yet read another constant."""
         self.tensors[name] = numpy_helper.from_array(value, name)
@@ -81,45 +77,26 @@ class Stepper:
         nodes, extra = self.nodes[self.position : stop], set(also)
         made = dict.fromkeys(x for node in nodes for x in node.output if x)
         wanted = [x for x in made if self.last.get(x, -1) >= stop or x in extra]
-        results = self._run(nodes, list(made), wanted, range(self.count))
+        results = self._run(nodes, list(made), wanted)
         self.values.update(results)
         for name in list(self.values):
             if self.last.get(name, -1) < stop and name not in extra:
                 del self.values[name]
         self.position = stop
 
-    def ending(self, changes: dict[str, list[Array]], batches: Sequence[int]) -> list[list[Array]]:
-        """The graph's outputs of some batches if values were others; nothing is kept.
-
-        Args:
-            changes: name of a value that is kept -> its values in these batches.
-            batches: which batches.
-        """
-        nodes = self.nodes[self.position :]
-        made = {x for node in nodes for x in node.output if x}
-        asked = [name for name in self.outputs if name in made]
-        found = self._run(nodes, list(made), asked, batches, changes)
-        return [
-            [found[x][k] if x in found else self.values[x][batch] for x in self.outputs]
-            for k, batch in enumerate(batches)
-        ]
-
     def _run(
         self,
         nodes: Sequence[onnx.NodeProto],
         made: Sequence[str],
         wanted: Sequence[str],
-        batches: Sequence[int],
-        changes: dict[str, list[Array]] | None = None,
     ) -> dict[str, list[Array]]:
-        changes = changes or {}
         results: dict[str, list[Array]] = {name: [] for name in wanted}
-        if not wanted or not batches:
+        if not wanted:
             return results
         part, reads = self._part(nodes, set(made), wanted)
         session = runtime.session(part, self.folder, self.threads)
-        for k, batch in enumerate(batches):
-            feeds = {x: changes[x][k] if x in changes else self.values[x][batch] for x in reads}
+        for batch in range(self.count):
+            feeds = {x: self.values[x][batch] for x in reads}
             for name, value in zip(wanted, runtime.run(session, feeds, wanted), strict=True):
                 results[name].append(value)
         return results

@@ -98,17 +98,3 @@ def test_a_new_constant_counts_for_what_has_not_run() -> None:
     stepper.advance(4)
     for r, y in zip(before, stepper.values["y"], strict=True):
         assert close(y, r - r), "w2 is the negative"
-
-
-def test_the_ending_with_another_value() -> None:
-    proto, feeds = chain(), feeds_of(chain())
-    stepper = Stepper(proto, None, feeds)
-    stepper.advance(2)
-    other = [np.ones((4, 5), np.float32), np.zeros((4, 5), np.float32)]
-    found = stepper.ending({"r": other}, [2, 0])
-    w2 = -weight(2, 5, 5)
-    assert close(found[0][0], other[0] @ w2 + other[0])
-    assert not found[1][0].any()
-    plain = stepper.ending({}, [1])
-    assert close(plain[0][0], whole(proto, feeds)[1][0])
-    assert stepper.position == 2

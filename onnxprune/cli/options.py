@@ -138,13 +138,14 @@ Criterion = Annotated[
     typer.Option("--criterion", help=_criteria(), rich_help_panel=CHOICE, show_default=False),
 ]
 Scope = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--scope",
-        help="How a budget is shared out. global: the lowest scores of all groups go first; "
-        "uniform: every group loses the same share; per-group: shares in the proportions of "
-        "--group-ratio.",
+        help="How a budget is shared out. global: the lowest scores of all groups go first "
+        "(the default); uniform: every group loses the same share (the default with "
+        "--calibration); per-group: shares in the proportions of --group-ratio.",
         rich_help_panel=CHOICE,
+        show_default=False,
     ),
 ]
 GroupRatio = Annotated[

@@ -31,7 +31,7 @@ def prune(
     size_bytes: options.SizeBytes = None,
     peak_bytes: options.PeakBytes = None,
     criterion: options.Criterion = None,
-    scope: options.Scope = "global",
+    scope: options.Scope = None,
     group_ratio: options.GroupRatio = [],  # noqa: B006
     align: options.Align = "auto",
     min_channels: options.MinChannels = 1,

@@ -8,8 +8,7 @@ refitting all others costs
 of its result's energy (Hassibi and Stork 1993, Optimal Brain Surgeon; on columns: Frantar and
 Alistarh 2022, Optimal Brain Compression; on structures: Kurtic et al. 2023, ZipLM). Indices of a
 group are eliminated greedily, the cheapest first, by the sum over all readers of the group, each in
-shares of its result's variance times what such an error does to the model's outputs. So a score is
-a loss: scores add up, and compare between groups.
+shares of its result's variance. So a loss adds up, and compares between groups.
 """
 
 from __future__ import annotations
@@ -83,7 +82,7 @@ class _Cost:
     @staticmethod
     def of(reader: Reader, factor: int) -> _Cost:
         positions = reader.positions[factor]
-        scale = reader.sensitivity / max(reader.total, FLOOR)
+        scale = 1 / max(reader.total, FLOOR)
         energy = reader.energy[positions].sum(axis=1)
         if reader.gram is None or reader.weight is None:
             return _Cost(scale, positions, energy)

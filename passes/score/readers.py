@@ -9,14 +9,13 @@ costs as it is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 
 from onnxprune.axes import Opaque, Values
 from onnxprune.coupling import Bound, Coupling
-from onnxprune.fidelity import divergence
 from onnxprune.linear import Letters, Linear, letter_sizes, linear_of, picked
 from onnxprune.model import Array
 from onnxprune.moments import WIDE
@@ -29,7 +28,6 @@ from onnxprune.stepping import Stepper
 
 ROWS: Final = 16  # rows for each number that a node reads, at most
 LEAST_ROWS: Final = 1 << 13
-NOISE: Final = 0.1  # energy of the noise that sensitivity is measured with, of a result's variance
 Positions = dict[int, Array]  # factor -> (size, t): where its indices stand in what is read
 
 
@@ -44,7 +42,6 @@ class Reader:
         energy: (d,) what each read number adds to the result's energy by itself.
         total: the result's variance, summed over outer indices, a row.
         positions: where the groups' indices stand.
-        sensitivity: how far the model's outputs move for noise of that variance.
     """
 
     node: str
@@ -53,7 +50,6 @@ class Reader:
     energy: Values = field(repr=False)
     total: float
     positions: Positions = field(repr=False)
-    sensitivity: float = 1.0
 
 
 def readers(
@@ -61,7 +57,6 @@ def readers(
     feeds: Sequence[Feeds],
     *,
     seed: int = 0,
-    sensitivity: int = 0,
     progress: Progress | None = None,
 ) -> list[Reader]:
     """All nodes that read indices of groups, in topological order.
@@ -69,14 +64,11 @@ def readers(
     Args:
         coupling: the structure of the model.
         feeds: calibration inputs.
-        seed: of the choice of rows, and of noise.
-        sensitivity: on how many batches the outputs' sensitivity is measured; 0 is not at all.
+        seed: of the choice of rows.
         progress: is told the label of each node.
     """
     stepper = Stepper(coupling.model.proto, coupling.model.folder, feeds)
     generator = np.random.default_rng(seed)
-    batches = range(min(sensitivity, len(feeds)))
-    clean = stepper.ending({}, batches) if batches else []
     groups = {group.factor for group in coupling.groups}
     work = _Pass(coupling, stepper, groups, generator)
     order = [b for b in coupling.bound if b.node.key in stepper.index]
@@ -87,9 +79,6 @@ def readers(
         if progress is not None:
             progress(bound.node.label)
         reader = work.read(bound)
-        if reader is not None and batches:
-            moved = _moved(stepper, bound.node.outputs[0], batches, clean, generator)
-            reader = replace(reader, sensitivity=moved)
         if reader is not None:
             found.append(reader)
     return found
@@ -226,20 +215,3 @@ def _extended(moments: Values, mean: Values) -> Values:
     found[:, :wide, :wide] = moments
     found[:, wide, :wide] = found[:, :wide, wide] = mean
     return found
-
-
-def _moved(
-    stepper: Stepper,
-    name: str,
-    batches: Sequence[int],
-    clean: Sequence[Sequence[Any]],
-    generator: np.random.Generator,
-) -> float:
-    """How far the outputs move for noise in a value, by the noise's share of its variance."""
-    noisy = []
-    for batch in batches:
-        value = stepper.values[name][batch]
-        noise = generator.standard_normal(value.shape, np.float32)
-        noisy.append(np.asarray(value + np.sqrt(NOISE * value.var()) * noise, value.dtype))
-    found = stepper.ending({name: noisy}, batches)
-    return float(np.mean([divergence(a, b) for a, b in zip(found, clean, strict=True)])) / NOISE
