@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from onnxprune import amounts, api, cli, pipeline
 from onnxprune.budget import MAX_RATIO
-from onnxprune.cli import options, shell
+from onnxprune.cli import judged, options, shell
 from onnxprune.cli.prune import CHOICES
 from onnxprune.compare import INCOMPARABLE
 from onnxprune.errors import OnnxPruneError, VerificationError
@@ -442,6 +442,7 @@ def test_every_choice_of_the_library_has_an_option() -> None:
     }
     elsewhere = {"calibration", "recover", "per_group", "rules", "verify", "progress"}
     elsewhere |= {"output", "plan_output", "report_output"}
+    elsewhere |= judged.OPTIONS.keys() - judged.PICTURES.keys() | {"pictures"}
     assert set(CHOICES) | elsewhere == keywords
 
 
