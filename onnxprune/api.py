@@ -68,6 +68,13 @@ def _plan(plan: Plan | str | Path) -> Plan:
     return plan if isinstance(plan, Plan) else read_plan(Path(plan))
 
 
+def _budget(ratio: float | str | None, *amounts: float | str | None) -> Budget:
+    return Budget(
+        None if ratio is None else share(ratio),
+        *(None if value is None else amount(value) for value in amounts),
+    )
+
+
 def _data(
     calibration: Source,
     evaluate: Source,
@@ -191,23 +198,11 @@ def prune(
         VerificationError: the result differs from the masked original; ``report`` says where.
         GateError: max_drop or min_fidelity says no; ``report`` has the figures.
     """
-    budgets = (macs, params, size_bytes, peak_bytes)
-    budget = Budget(
-        None if ratio is None else share(ratio),
-        *(None if value is None else amount(value) for value in budgets),
-    )
-    options = Options(
-        scope,
-        align,
-        min_channels,
-        share(max_ratio),
-        tuple(include),
-        tuple(exclude),
-        exact_only,
-        None if per_group is None else {name: share(own) for name, own in per_group.items()},
-    )
-    criterion = criterion or (DEFAULT if calibration is None else DEFAULT_WITH_DATA)
-    choice = Choice(budget, options, criterion, steps, seed, recover)
+    budget = _budget(ratio, macs, params, size_bytes, peak_bytes)
+    ends = (min_channels, share(max_ratio), tuple(include), tuple(exclude), exact_only)
+    ratios = None if per_group is None else {name: share(own) for name, own in per_group.items()}
+    name = criterion or (DEFAULT if calibration is None else DEFAULT_WITH_DATA)
+    choice = Choice(budget, Options(scope, align, *ends, ratios), name, steps, seed, recover)
     data = _data(calibration, evaluate, samples, metric, max_drop, min_fidelity, pictures, seed)
     files = (inputs, output, plan_output, report_output)
     run = Run(model, _every(rules), verify, *files, progress, data=data)

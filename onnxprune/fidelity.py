@@ -14,6 +14,7 @@ from onnxprune.runtime import Feeds, Runner
 
 SUM: Final = 1e-3  # how far the sum of probabilities may be from 1
 TINY: Final = 1e-12
+LOWEST: Final = -1e30  # a score of what is masked
 TOKENS: Final = 3  # axes of a result that has scores for each token, at most
 
 
@@ -143,8 +144,9 @@ class _Sums:
         self.whole = expected.dtype.kind != "f"
         floats = not self.whole
         if self.scores is None:
-            self.scores = floats and log_probabilities(expected) is not None
-        last = expected.shape[-1] if self.scores or 0 < expected.ndim <= TOKENS else 1
+            choice = floats and expected.ndim > 1
+            self.scores = choice and log_probabilities(expected) is not None
+        last = expected.shape[-1] if self.scores or 1 < expected.ndim <= TOKENS else 1
         places = expected.size // last if floats else expected.size
         self.places += places if last > 1 or self.whole else 0
         if not _comparable(found, expected):
@@ -168,7 +170,7 @@ class _Sums:
         both = (lengths[0] == 0) & (lengths[1] == 0)
         self.cosine += float(np.where(both, 1.0, (a * b).sum(axis=1) / norms).sum())
         if self.scores:
-            apart = kl(found, expected)
+            apart = kl(*(np.where(there, x, LOWEST) for x in (found, expected)))
             self.kl += places * (0.0 if apart is None else apart)
             self.rows += places if apart is not None else 0
 

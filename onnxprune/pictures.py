@@ -86,7 +86,7 @@ class Form:
             picture = picture.crop((left, top, left + width, top + height))
         values = np.asarray(picture).reshape(height, width, self.channels)
         if self.dtype.kind == "f":
-            values = (values.astype(np.float32) / WHITE - self.mean) / self.std
+            values = (values.astype(np.float32) - WHITE * self.mean) / (WHITE * self.std)
         return (values.transpose(2, 0, 1) if self.first else values).astype(self.dtype)
 
 
