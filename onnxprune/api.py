@@ -221,6 +221,7 @@ def apply(
     progress: Progress | None = None,
     calibration: Source = None,
     samples: int = SAMPLES,
+    recover: bool = True,
     pictures: Pictures | None = None,
     evaluate: Source = None,
     metric: Metric = METRIC,
@@ -241,7 +242,7 @@ def apply(
     data = _data(calibration, evaluate, samples, metric, max_drop, min_fidelity, pictures, seed)
     files = (inputs, output, None, report_output)
     run = Run(model, _every(rules), verify, *files, progress, data=data)
-    return pipeline.replay(run, _plan(plan))
+    return pipeline.replay(run, _plan(plan), recover)
 
 
 def verify(

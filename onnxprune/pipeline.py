@@ -132,8 +132,8 @@ def prune(run: Run, choice: Choice) -> tuple[Any, Report]:
     return _finish(run, coupling, keep, plan, choice.settings(), notes, target, fitted)
 
 
-def replay(run: Run, plan: Plan) -> tuple[Any, Report]:
-    """Shrink by a plan, prove, write."""
+def replay(run: Run, plan: Plan, fit: bool = True) -> tuple[Any, Report]:
+    """Shrink by a plan, recover where there are calibration inputs, prove, write."""
     target = run.target()
     run.data.check()
     with run.step("couple"):
@@ -143,7 +143,7 @@ def replay(run: Run, plan: Plan) -> tuple[Any, Report]:
     digest = run.digest()
     if digest is not None and plan.model.sha256 is not None and digest != plan.model.sha256:
         notes.append(f"the plan was made for another file, '{plan.model.name}'; its names fit")
-    feeds = _batches(run.data, coupling.model)
+    feeds = _batches(run.data, coupling.model) if fit else None
     return _finish(run, coupling, keep, plan, {"plan": plan.model.name}, notes, target, feeds)
 
 
@@ -187,14 +187,8 @@ def _finish(
         layers, values = fitted.layers, {**(values or {}), **fitted.values}
         proto = shrink(coupling, keep, values)
         plan = plan.model_copy(update={"recovered": True})
-    verification, failure = None, None
-    if run.verify:
-        with run.step("verify"):
-            given = _feeds(run.inputs, coupling.model)
-            verification = verify(coupling, keep, proto, inputs=given, seed=seed, values=values)
-        if not verification.ok or (keep and verification.blind):
-            failure = verification.summary()
-    else:
+    verification, failure = _proved(run, coupling, keep, proto, values, seed)
+    if verification is None:
         notes = [*notes, "not verified: the proof was switched off"]
     before, after, rows = explaining.costs(coupling, keep)
     report = Report(
@@ -218,6 +212,24 @@ def _finish(
     if target is None:
         proto = files.with_data(proto, coupling.model.folder)
     return _like(run.source, proto), report
+
+
+def _proved(
+    run: Run,
+    coupling: Coupling,
+    keep: dict[int, Mask],
+    proto: onnx.ModelProto,
+    values: dict[str, Array] | None,
+    seed: int,
+) -> tuple[Verification | None, str | None]:
+    """What the oracle says, where it is asked; and why it says no, where it does."""
+    if not run.verify:
+        return None, None
+    with run.step("verify"):
+        given = _feeds(run.inputs, coupling.model)
+        found = verify(coupling, keep, proto, inputs=given, seed=seed, values=values)
+    failed = not found.ok or (keep and found.blind)
+    return found, found.summary() if failed else None
 
 
 def _judged(run: Run, coupling: Coupling, proto: onnx.ModelProto, report: Report) -> Report:

@@ -440,9 +440,9 @@ def test_every_choice_of_the_library_has_an_option() -> None:
         for name, parameter in inspect.signature(api.prune).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
-    elsewhere = {"calibration", "recover", "per_group", "rules", "verify", "progress"}
+    elsewhere = {"recover", "per_group", "rules", "verify", "progress"}
     elsewhere |= {"output", "plan_output", "report_output"}
-    elsewhere |= judged.OPTIONS.keys() - judged.PICTURES.keys() | {"pictures"}
+    elsewhere |= judged.SOURCES.keys() | judged.GATES.keys() | {"pictures"}
     assert set(CHOICES) | elsewhere == keywords
 
 

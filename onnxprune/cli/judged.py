@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Final, get_type_hints
@@ -102,6 +102,10 @@ Size = Annotated[
     Any,
     _option("--size", "Height and width of pictures.", parser=size, metavar="HEIGHTxWIDTH"),
 ]
+NoRecover = Annotated[
+    bool,
+    _option("--no-recover", "Don't fit what stays on the calibration inputs."),
+]
 PICTURES: Final = {"preset": Preset, "mean": Mean, "std": Std, "layout": Layout, "size": Size}
 SOURCES: Final = {
     "calibration": Calibration,
@@ -110,15 +114,18 @@ SOURCES: Final = {
     "metric": Metric,
 }
 GATES: Final = {"max_drop": MaxDrop, "min_fidelity": MinFidelity}
-OPTIONS: Final = {**SOURCES, **GATES, **PICTURES}
+RECOVERY: Final = {"no_recover": NoRecover}
+OPTIONS: Final = {**SOURCES, **RECOVERY, **GATES, **PICTURES}
 
 
-def with_data(command: Callable[..., None], gates: bool = True) -> Callable[..., None]:
+def with_data(
+    command: Callable[..., None], without: Container[str] = frozenset()
+) -> Callable[..., None]:
     """A command with the options on data in place of its argument ``data``.
 
     The command gets them as arguments of ``api.prune``: those that were given, alone.
     """
-    options = {name: own for name, own in OPTIONS.items() if gates or name not in GATES}
+    options = {name: own for name, own in OPTIONS.items() if name not in without}
 
     @wraps(command)
     def run(**given: Any) -> None:
@@ -129,7 +136,9 @@ def with_data(command: Callable[..., None], gates: bool = True) -> Callable[...,
     own = [p for p in inspect.signature(command).parameters.values() if p.name != "data"]
     kind = inspect.Parameter.KEYWORD_ONLY
     added = [
-        inspect.Parameter(name, kind, default=None, annotation=annotation)
+        inspect.Parameter(
+            name, kind, default=False if name in RECOVERY else None, annotation=annotation
+        )
         for name, annotation in options.items()
     ]
     run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -142,6 +151,8 @@ def with_data(command: Callable[..., None], gates: bool = True) -> Callable[...,
 def arguments(found: dict[str, Any]) -> dict[str, Any]:
     """Options that were given, as arguments of the library."""
     given = {name: value for name, value in found.items() if value is not None}
+    if given.pop("no_recover", False):
+        given["recover"] = False
     pictures = {name: given.pop(name) for name in PICTURES if name in given}
     if pictures:
         from onnxprune.pictures import Pictures
