@@ -13,14 +13,20 @@ from typing import Any, Literal
 from onnxprune import explaining, pipeline
 from onnxprune.amounts import amount, share
 from onnxprune.budget import MAX_RATIO, Budget, Options, Scope
+from onnxprune.calibration import SAMPLES
 from onnxprune.coupling import Coupling
 from onnxprune.errors import RuleError
 from onnxprune.files import load, save
+from onnxprune.judging import Data
+from onnxprune.metrics import DEFAULT as METRIC
+from onnxprune.metrics import Metric
 from onnxprune.passes.score import CRITERIA, DEFAULT, DEFAULT_WITH_DATA
-from onnxprune.pipeline import Calibration, Choice, Inputs, Progress, Run
+from onnxprune.pictures import Pictures
+from onnxprune.pipeline import Choice, Inputs, Progress, Run
 from onnxprune.plan import Plan, read_plan
 from onnxprune.results import Inspection, Report
 from onnxprune.rules import BUILT_IN, Row, stated_row
+from onnxprune.sources import Source
 from onnxprune.verdict import Verification
 
 _user_rules: dict[str, Row] = {}
@@ -60,6 +66,28 @@ def _every(rules: Mapping[str, str] | None) -> dict[str, Row]:
 
 def _plan(plan: Plan | str | Path) -> Plan:
     return plan if isinstance(plan, Plan) else read_plan(Path(plan))
+
+
+def _budget(ratio: float | str | None, *amounts: float | str | None) -> Budget:
+    return Budget(
+        None if ratio is None else share(ratio),
+        *(None if value is None else amount(value) for value in amounts),
+    )
+
+
+def _data(
+    calibration: Source,
+    evaluate: Source,
+    samples: int,
+    metric: Metric,
+    max_drop: float | str | None,
+    min_fidelity: float | str | None,
+    pictures: Pictures | None,
+    seed: int,
+) -> Data:
+    gates = [None if value is None else share(value) for value in (max_drop, min_fidelity)]
+    how = pictures or Pictures()
+    return Data(calibration, evaluate, samples, metric, gates[0], gates[1], how, seed)
 
 
 def analyse(model: Any, rules: Mapping[str, str] | None = None) -> Coupling:
@@ -106,13 +134,19 @@ def prune(
     seed: int = 0,
     verify: bool = True,
     inputs: Inputs = None,
-    calibration: Calibration = None,
     recover: bool = True,
     rules: Mapping[str, str] | None = None,
     output: str | Path | None = None,
     plan_output: str | Path | None = None,
     report_output: str | Path | None = None,
     progress: Progress | None = None,
+    calibration: Source = None,
+    samples: int = SAMPLES,
+    pictures: Pictures | None = None,
+    evaluate: Source = None,
+    metric: Metric = METRIC,
+    max_drop: float | str | None = None,
+    min_fidelity: float | str | None = None,
 ) -> tuple[Any, Report]:
     """Make a model smaller, and prove that nothing else changed.
 
@@ -139,14 +173,23 @@ def prune(
         seed: for the random criterion, hashing, and the inputs of the verification.
         verify: whether to prove the result; without it the report says so.
         inputs: real inputs for the verification (.npz or arrays by name).
-        calibration: batches of inputs without labels, each by input name: criteria that look at
-            data use them, and what stays is fitted to do the work of what went.
-        recover: whether to do the latter.
+        recover: whether what stays is fitted to do the work of what went, where there are
+            calibration inputs.
         rules: rows for custom operators.
         output: where to write the result, once it is proved.
         plan_output: where to write the plan, with it.
         report_output: where to write the report as JSON, also that of a verification that failed.
         progress: is told the name of each pass as it starts.
+        calibration: inputs without labels: a path (.npz, .npy, a folder of pictures), or
+            ``module:function``, a function or arrays; see ``onnxprune.sources``. Criteria that
+            look at data use them, and recovery does.
+        samples: how many of them are taken.
+        pictures: how pictures become inputs.
+        evaluate: the same with labels.
+        metric: ``top1``, ``top5``, ``mse``, ``module:function`` or a function.
+        max_drop: by how much the metric may get worse, absolutely.
+        min_fidelity: what the fidelity of every output has to reach; see
+            ``onnxprune.fidelity.Fidelity.value``.
 
     Returns:
         the smaller model and the report.
@@ -154,26 +197,17 @@ def prune(
     Raises:
         OnnxPruneError: bad input, in one sentence.
         VerificationError: the result differs from the masked original; ``report`` says where.
+        GateError: max_drop or min_fidelity says no; ``report`` has the figures.
     """
-    budgets = (macs, params, size_bytes, peak_bytes)
-    budget = Budget(
-        None if ratio is None else share(ratio),
-        *(None if value is None else amount(value) for value in budgets),
-    )
-    options = Options(
-        scope or ("global" if calibration is None else "uniform"),
-        align,
-        min_channels,
-        share(max_ratio),
-        tuple(include),
-        tuple(exclude),
-        exact_only,
-        None if per_group is None else {name: share(own) for name, own in per_group.items()},
-    )
-    criterion = criterion or (DEFAULT if calibration is None else DEFAULT_WITH_DATA)
-    choice = Choice(budget, options, criterion, steps, seed, recover)
-    files = (output, plan_output, report_output)
-    run = Run(model, _every(rules), verify, inputs, *files, progress, calibration)
+    budget = _budget(ratio, macs, params, size_bytes, peak_bytes)
+    ends = (min_channels, share(max_ratio), tuple(include), tuple(exclude), exact_only)
+    ratios = None if per_group is None else {name: share(own) for name, own in per_group.items()}
+    shared = scope or ("global" if calibration is None else "uniform")
+    name = criterion or (DEFAULT if calibration is None else DEFAULT_WITH_DATA)
+    choice = Choice(budget, Options(shared, align, *ends, ratios), name, steps, seed, recover)
+    data = _data(calibration, evaluate, samples, metric, max_drop, min_fidelity, pictures, seed)
+    files = (inputs, output, plan_output, report_output)
+    run = Run(model, _every(rules), verify, *files, progress, data=data)
     return pipeline.prune(run, choice)
 
 
@@ -183,23 +217,34 @@ def apply(
     *,
     verify: bool = True,
     inputs: Inputs = None,
-    calibration: Calibration = None,
     rules: Mapping[str, str] | None = None,
     output: str | Path | None = None,
     report_output: str | Path | None = None,
     progress: Progress | None = None,
+    calibration: Source = None,
+    samples: int = SAMPLES,
+    recover: bool = True,
+    pictures: Pictures | None = None,
+    evaluate: Source = None,
+    metric: Metric = METRIC,
+    max_drop: float | str | None = None,
+    min_fidelity: float | str | None = None,
+    seed: int = 0,
 ) -> tuple[Any, Report]:
     """Replay a plan, on its own model or on a twin with the same names (fp16, QDQ).
 
-    With calibration inputs what stays is fitted to do the work of what went.
+    Arguments as of ``prune``; with calibration inputs what stays is fitted to do the work of what
+    went.
 
     Raises:
         BadPlanError: the plan does not fit the model.
         VerificationError: the result differs from the masked original.
+        GateError: max_drop or min_fidelity says no.
     """
-    files = (output, None, report_output)
-    run = Run(model, _every(rules), verify, inputs, *files, progress, calibration)
-    return pipeline.replay(run, _plan(plan))
+    data = _data(calibration, evaluate, samples, metric, max_drop, min_fidelity, pictures, seed)
+    files = (inputs, output, None, report_output)
+    run = Run(model, _every(rules), verify, *files, progress, data=data)
+    return pipeline.replay(run, _plan(plan), recover)
 
 
 def verify(

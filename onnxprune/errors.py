@@ -30,17 +30,16 @@ class RuleError(OnnxPruneError):
 
 
 class GateError(Exception):
-    """A gate said no: nothing was written. The CLI prints the message and exits with 1."""
-
-
-class VerificationError(GateError):
-    """The pruned model differs from its masked original.
+    """A gate said no: nothing was written. The CLI prints the message and exits with 1.
 
     Attributes:
-        report: the ``onnxprune.results.Report`` of what was tried, with the failed verification;
-            None where there is none.
+        report: the ``onnxprune.results.Report`` of what was tried; None where there is none.
     """
 
     def __init__(self, message: str, report: Any = None) -> None:
         super().__init__(message)
         self.report = report
+
+
+class VerificationError(GateError):
+    """The pruned model differs from its masked original; the report has the verification."""

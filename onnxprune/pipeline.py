@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from onnxprune.axes import Mask
 from onnxprune.budget import check, check_patterns
 from onnxprune.choosing import Choice, Progress, Rules, analyse, choose
 from onnxprune.coupling import Coupling
-from onnxprune.errors import NothingToPruneError, OnnxPruneError, VerificationError
+from onnxprune.errors import GateError, NothingToPruneError, OnnxPruneError, VerificationError
 from onnxprune.full import fitted_values
+from onnxprune.judging import Data, Judge
 from onnxprune.model import Array, Model
 from onnxprune.passes.recover import recover
 from onnxprune.passes.score import MERGING, check_known, merge_weights, merges, remarks
@@ -30,7 +31,6 @@ from onnxprune.runtime import Feeds
 from onnxprune.verdict import Verification
 
 __all__ = [
-    "Calibration",
     "Choice",
     "Inputs",
     "Progress",
@@ -42,7 +42,6 @@ __all__ = [
     "replay",
 ]
 
-Calibration = Sequence[Mapping[str, Any]] | None
 Inputs = str | Path | Mapping[str, Any] | None
 
 
@@ -59,7 +58,7 @@ class Run:
         plan_output: where to write the plan, with it.
         report_output: where to write the report, also that of a verification that failed.
         progress: is told the name of each pass as it starts.
-        calibration: batches of inputs without labels, for criteria and recovery.
+        data: for criteria, recovery, and what the result is judged by.
         seconds: time by pass.
     """
 
@@ -71,7 +70,7 @@ class Run:
     plan_output: str | Path | None = None
     report_output: str | Path | None = None
     progress: Progress | None = None
-    calibration: Calibration = None
+    data: Data = field(default_factory=Data)
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -111,6 +110,7 @@ class Run:
 def prune(run: Run, choice: Choice) -> tuple[Any, Report]:
     """Choose, shrink, prove, write."""
     target = run.target()
+    run.data.check()
     check(choice.budget, choice.options)
     check_known(choice.criterion)
     with run.step("load"):
@@ -123,7 +123,7 @@ def prune(run: Run, choice: Choice) -> tuple[Any, Report]:
         *check_patterns(coupling, choice.options),
         *remarks(coupling, choice.criterion),
     ]
-    feeds = _batches(run.calibration, coupling.model)
+    feeds = _batches(run.data, coupling.model)
     keep, limits = choose(coupling, choice, run.rules, feeds, run.step)
     notes += limits
     merge_seed = choice.seed if choice.criterion in MERGING else None
@@ -132,9 +132,10 @@ def prune(run: Run, choice: Choice) -> tuple[Any, Report]:
     return _finish(run, coupling, keep, plan, choice.settings(), notes, target, fitted)
 
 
-def replay(run: Run, plan: Plan) -> tuple[Any, Report]:
-    """Shrink by a plan, prove, write."""
+def replay(run: Run, plan: Plan, fit: bool = True) -> tuple[Any, Report]:
+    """Shrink by a plan, recover where there are calibration inputs, prove, write."""
     target = run.target()
+    run.data.check()
     with run.step("couple"):
         coupling = analyse(run.source, run.rules)
     keep = keep_of(plan, coupling)
@@ -142,7 +143,7 @@ def replay(run: Run, plan: Plan) -> tuple[Any, Report]:
     digest = run.digest()
     if digest is not None and plan.model.sha256 is not None and digest != plan.model.sha256:
         notes.append(f"the plan was made for another file, '{plan.model.name}'; its names fit")
-    feeds = _batches(run.calibration, coupling.model)
+    feeds = _batches(run.data, coupling.model) if fit else None
     return _finish(run, coupling, keep, plan, {"plan": plan.model.name}, notes, target, feeds)
 
 
@@ -186,25 +187,19 @@ def _finish(
         layers, values = fitted.layers, {**(values or {}), **fitted.values}
         proto = shrink(coupling, keep, values)
         plan = plan.model_copy(update={"recovered": True})
-    verification, failure = None, None
-    if run.verify:
-        with run.step("verify"):
-            given = _feeds(run.inputs, coupling.model)
-            verification = verify(coupling, keep, proto, inputs=given, seed=seed, values=values)
-        if not verification.ok or (keep and verification.blind):
-            failure = verification.summary()
-    else:
+    verification, failure = _proved(run, coupling, keep, proto, values, seed)
+    if verification is None:
         notes = [*notes, "not verified: the proof was switched off"]
     before, after, rows = explaining.costs(coupling, keep)
     report = Report(
         name=coupling.model.name,
-        settings=settings,
+        settings={**settings, **run.data.settings()},
         before=before,
         after=after,
         groups=rows,
         verification=verification,
         seconds=run.seconds,
-        notes=tuple(notes),
+        notes=(*notes, *run.data.notes),
         plan=plan,
         inputs=explaining.input_shapes(coupling),
         recovery=layers,
@@ -212,10 +207,47 @@ def _finish(
     if failure is not None:
         _write(run, report, None, None)
         raise VerificationError(failure, report)
+    report = _judged(run, coupling, proto, report)
     _write(run, report, plan, None if target is None else (proto, target, coupling.model))
     if target is None:
         proto = files.with_data(proto, coupling.model.folder)
     return _like(run.source, proto), report
+
+
+def _proved(
+    run: Run,
+    coupling: Coupling,
+    keep: dict[int, Mask],
+    proto: onnx.ModelProto,
+    values: dict[str, Array] | None,
+    seed: int,
+) -> tuple[Verification | None, str | None]:
+    """What the oracle says, where it is asked; and why it says no, where it does."""
+    if not run.verify:
+        return None, None
+    with run.step("verify"):
+        given = _feeds(run.inputs, coupling.model)
+        found = verify(coupling, keep, proto, inputs=given, seed=seed, values=values)
+    failed = not found.ok or (keep and found.blind)
+    return found, found.summary() if failed else None
+
+
+def _judged(run: Run, coupling: Coupling, proto: onnx.ModelProto, report: Report) -> Report:
+    """The report with what data says of the result.
+
+    Raises:
+        GateError: a gate says no; the report is written.
+    """
+    if not run.data.given:
+        return report
+    with run.step("judge"):
+        found = Judge(coupling.model, run.data).judge(proto)
+    report = replace(report, fidelity=found.fidelity, evaluation=found.evaluation)
+    refused = found.refused(run.data)
+    if refused is not None:
+        _write(run, report, None, None)
+        raise GateError(refused, report)
+    return report
 
 
 def _write(
@@ -248,9 +280,9 @@ def _merged(coupling: Coupling, keep: Mapping[int, Mask], plan: Plan) -> dict[st
     return merge_weights(coupling, merges(coupling, keep, plan.merge_seed))
 
 
-def _batches(given: Calibration, model: Model) -> Sequence[Feeds] | None:
+def _batches(given: Data, model: Model) -> Sequence[Feeds] | None:
     """Calibration inputs, each batch as the model wants it."""
-    return None if given is None else [data.check_inputs(batch, model) for batch in given]
+    return None if given.calibration is None else given.feeds(model)
 
 
 def _feeds(inputs: Inputs, model: Model) -> Feeds | None:

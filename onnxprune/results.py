@@ -8,6 +8,8 @@ from typing import Any
 
 from onnxprune.amounts import count, size
 from onnxprune.cost import Cost
+from onnxprune.fidelity import Fidelity
+from onnxprune.metrics import Evaluation
 from onnxprune.plan import Plan
 from onnxprune.verdict import Verification
 
@@ -133,6 +135,8 @@ class Report(Jsonable):
         plan: the plan; it has a file of its own.
         inputs: the shape of each input that the costs are for.
         recovery: what was done to each layer, where weights were fitted.
+        fidelity: how far the outputs are from the original's, where there is data.
+        evaluation: the metric before and after, where there are labels.
     """
 
     name: str
@@ -146,6 +150,8 @@ class Report(Jsonable):
     plan: Plan = field(repr=False)
     inputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
     recovery: tuple[Layer, ...] = ()
+    fidelity: tuple[Fidelity, ...] = ()
+    evaluation: Evaluation | None = None
 
     def __repr__(self) -> str:
         found, before, after = self.verification, self.before, self.after
@@ -163,16 +169,26 @@ class Report(Jsonable):
                 f"parameters {count(before.params)} -> {count(after.params)}, "
                 f"file {size(before.size_bytes)} -> {size(after.size_bytes)}",
                 f"  {verdict}",
+                *self._judged(),
                 *notes,
             ]
         )
 
+    def _judged(self) -> list[str]:
+        """What data says, in a line each."""
+        own = self.evaluation
+        told = [] if own is None else [f"  {own.metric} {own.before:.4g} -> {own.after:.4g}"]
+        return told + [f"  fidelity of '{row.output}': {row.value:.4g}" for row in self.fidelity]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data; the plan has a file of its own."""
         data = {k: v for k, v in self.__dict__.items() if k != "plan"}
-        for key in ("before", "after", "verification"):
+        for key in ("before", "after", "verification", "evaluation"):
             data[key] = asdict(data[key]) if data[key] is not None else None
         if self.verification is not None:
             data["verification"] |= {"ok": self.verification.ok, "error": self.verification.error}
+        if self.evaluation is not None:
+            data["evaluation"]["drop"] = self.evaluation.drop
         rows = {key: [asdict(row) for row in data[key]] for key in ("groups", "recovery")}
+        rows["fidelity"] = [asdict(row) | {"value": row.value} for row in self.fidelity]
         return {**data, **rows}

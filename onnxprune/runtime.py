@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime as ort
@@ -14,6 +15,7 @@ from onnxprune.model import Array, captures
 
 ort.set_default_logger_severity(4)
 Feeds = Mapping[str, Array]
+Runner = Callable[[Feeds], Mapping[str, Any]]  # outputs by name
 MESSAGE_LIMIT = 300
 
 
@@ -73,6 +75,17 @@ def run(session_: ort.InferenceSession, feeds: Feeds, outputs: Sequence[str]) ->
         return list(session_.run(list(outputs), dict(feeds)))
     except Exception as error:
         raise RunError(f"ONNX Runtime can't run the model: {_brief(error)}") from error
+
+
+def runner(proto: onnx.ModelProto, folder: Path | None, threads: int = 1) -> Runner:
+    """A function that gives all outputs of a model by name for feeds.
+
+    Raises:
+        RunError: ORT refuses the model, or fails on the feeds.
+    """
+    own = session(proto, folder, threads)
+    names = [output.name for output in own.get_outputs()]
+    return lambda feeds: dict(zip(names, run(own, feeds, names), strict=True))
 
 
 def constant_values(

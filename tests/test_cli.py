@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from onnxprune import amounts, api, cli, pipeline
 from onnxprune.budget import MAX_RATIO
-from onnxprune.cli import options, shell
+from onnxprune.cli import judged, options, shell
 from onnxprune.cli.prune import CHOICES
 from onnxprune.compare import INCOMPARABLE
 from onnxprune.errors import OnnxPruneError, VerificationError
@@ -440,8 +440,9 @@ def test_every_choice_of_the_library_has_an_option() -> None:
         for name, parameter in inspect.signature(api.prune).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
-    elsewhere = {"calibration", "recover", "per_group", "rules", "verify", "progress"}
+    elsewhere = {"recover", "per_group", "rules", "verify", "progress"}
     elsewhere |= {"output", "plan_output", "report_output"}
+    elsewhere |= judged.SOURCES.keys() | judged.GATES.keys() | {"pictures"}
     assert set(CHOICES) | elsewhere == keywords
 
 
@@ -602,9 +603,8 @@ def test_the_help_of_prune_explains_choices(monkeypatch: pytest.MonkeyPatch) -> 
     for text in (
         f"(default: {DEFAULT})",
         f"(default: {MAX_RATIO})",
-        "[default: global]",
+        "(the default); uniform: every group loses the same share",
         "[default: auto]",
-        "uniform: every group loses the same share",
     ):
         assert text in shown, text
 

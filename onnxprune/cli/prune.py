@@ -7,6 +7,7 @@ from typing import Any, Final
 import typer
 
 from onnxprune.cli import options
+from onnxprune.cli.judged import sources, with_data
 from onnxprune.cli.shell import app
 from onnxprune.cli.targets import Files, check, failures_shown, finish
 from onnxprune.errors import OnnxPruneError, VerificationError
@@ -21,6 +22,7 @@ CHOICES: Final = (
 
 
 @app.command()
+@with_data
 def prune(
     ctx: typer.Context,
     model: options.ModelFile,
@@ -50,17 +52,19 @@ def prune(
     json_: options.AsJson = False,
     quiet: options.Quiet = False,
     every: options.All = False,
+    *,
+    data: dict[str, Any],
 ) -> None:
     """Make a model smaller, and prove that nothing else changed."""
     if output is None and plan is None and report is None and not dry_run:
         raise OnnxPruneError(
             "nothing to write: give -o FILE, or --dry-run to see what would happen"
         )
-    files = Files((model, inputs), output, plan, report, dry_run)
+    files = Files((model, inputs, *sources(data)), output, plan, report, dry_run)
     check(files, inputs, no_verify)
     given = {name: ctx.params[name] for name in CHOICES if ctx.params[name] is not None}
     given["per_group"], given["rules"] = options.ratios_of(group_ratio), options.rules_of(rule)
-    given |= files.outputs()
+    given |= files.outputs() | data
     bar = progress(not (json_ or quiet), PASSES + 2 * steps)
     with failures_shown(files, json_, quiet, every), bar as tell:
         from onnxprune import api
@@ -70,6 +74,7 @@ def prune(
 
 
 @app.command()
+@with_data
 def apply(
     model: options.ModelFile,
     plan: options.PlanFile,
@@ -82,13 +87,15 @@ def apply(
     json_: options.AsJson = False,
     quiet: options.Quiet = False,
     every: options.All = False,
+    *,
+    data: dict[str, Any],
 ) -> None:
     """Replay a plan, on its own model or on a twin with the same names (fp16, QDQ)."""
     if output is None and not dry_run:
         raise OnnxPruneError(
             "nothing to write: give -o FILE, or --dry-run to see what would happen"
         )
-    files = Files((model, plan, inputs), output, None, report, dry_run)
+    files = Files((model, plan, inputs, *sources(data)), output, None, report, dry_run)
     check(files, inputs, no_verify)
     rules = options.rules_of(rule)
     bar = progress(not (json_ or quiet), PASSES - 1)
@@ -100,6 +107,7 @@ def apply(
             "rules": rules,
             "progress": tell,
             **files.outputs(),
+            **data,
         }
         _, found = api.apply(model, plan, verify=not no_verify, **given)
     finish(found, files, json_, quiet, every)

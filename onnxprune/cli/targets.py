@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from onnxprune.errors import OnnxPruneError, VerificationError
+from onnxprune.errors import GateError, OnnxPruneError
 from onnxprune.report.console import show
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def check(files: Files, inputs: Path | None, no_verify: bool) -> None:
 def finish(
     found: Report, files: Files, json_: bool, quiet: bool, every: bool, failed: bool = False
 ) -> None:
-    """Print the result, and what was written; of a failed verification that is the report alone."""
+    """Print the result, and what was written; of a failure that is the report alone."""
     from onnxprune.report import tables
 
     if json_:
@@ -84,10 +84,10 @@ def finish(
 
 @contextmanager
 def failures_shown(files: Files, json_: bool, quiet: bool, every: bool) -> Iterator[None]:
-    """Print what was tried where the verification fails, before the error goes on."""
+    """Print what was tried where the verification or a gate fails, before the error goes on."""
     try:
         yield
-    except VerificationError as error:
+    except GateError as error:
         if error.report is not None:
             finish(error.report, files, json_, quiet, every, failed=True)
         raise

@@ -16,6 +16,8 @@ from rich.table import Table
 from onnxprune.amounts import count, size
 from onnxprune.compare import INCOMPARABLE
 from onnxprune.coupling import WHOLE
+from onnxprune.fidelity import Fidelity
+from onnxprune.metrics import TOP, Evaluation
 from onnxprune.report.figures import removed, seconds
 from onnxprune.report.operators import OperatorRow
 from onnxprune.results import FrozenRow, GroupRow, Inspection, Report
@@ -77,6 +79,7 @@ def report(found: Report, every: bool = False) -> RenderableType:
     parts += [_totals(found), _holds_for(found.inputs), ""]
     if found.verification is not None:
         parts.append(verification(found.verification))
+    parts += judgement(found.fidelity, found.evaluation)
     parts += [f"note: {note}" for note in found.notes]
     return Group(*parts, _took(found.seconds))
 
@@ -136,6 +139,34 @@ def verification(found: Verification) -> RenderableType:
     if found.ok:
         parts.append(f"{'NOT ' if found.blind else ''}verified: {found.summary()}")
     return Group(*parts, *(f"note: {note}" for note in found.notes))
+
+
+def judgement(rows: Sequence[Fidelity], own: Evaluation | None) -> list[RenderableType]:
+    """What data says: the metric before and after, and the fidelity of each output."""
+    parts: list[RenderableType] = []
+    if rows:
+        columns = ("agreement", "cosine", "KL", "SQNR", "largest error", "samples")
+        shown = table("output", *columns)
+        for row in rows:
+            sqnr = "no error" if row.sqnr_db is None else f"{row.sqnr_db:.1f} dB"
+            shown.add_row(
+                short(row.output),
+                "-" if row.agreement is None else f"{100 * row.agreement:.1f} %",
+                "-" if row.cosine is None else f"{row.cosine:.4f}",
+                "-" if row.kl is None else f"{row.kl:.3g}",
+                "-" if row.missed is None else sqnr,
+                f"{row.max_error:.3g}",
+                str(row.samples) + (f", {row.incomparable} incomparable" * bool(row.incomparable)),
+            )
+        parts.append(shown)
+    if own is not None:
+        before, after = (_figure(own, value) for value in (own.before, own.after))
+        parts.append(f"{own.metric} of {own.samples} samples: {before} -> {after}")
+    return parts
+
+
+def _figure(own: Evaluation, value: float) -> str:
+    return f"{100 * value:.2f} %" if own.metric in TOP else f"{value:.4g}"
 
 
 def _error(error: float) -> str:

@@ -1,0 +1,167 @@
+"""The options on data, which several commands share: what is read, and what it must show."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Container
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, Final, get_type_hints
+
+import typer
+
+from onnxprune.amounts import share
+from onnxprune.errors import OnnxPruneError
+
+DATA: Final = "Data"
+SOURCE: Final = "an .npz or .npy file, a folder of pictures, or module:function"
+
+
+def size(text: str) -> tuple[int, int]:
+    """``224`` or ``224x320``: height and width.
+
+    Raises:
+        OnnxPruneError: it is neither.
+    """
+    found = re.fullmatch(r"(\d+)(?:[xX](\d+))?", text.strip())
+    if found is None or not int(found[1]) or (found[2] and not int(found[2])):
+        raise OnnxPruneError(f"--size '{text}' can't be read: give 224 or HEIGHTxWIDTH")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """``0.5`` or ``0.485,0.456,0.406``.
+
+    Raises:
+        OnnxPruneError: it is neither.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise OnnxPruneError(
+            f"'{text}' can't be read: give one number, or one a channel, as in 0.485,0.456,0.406"
+        ) from error
+
+
+def _option(name: str, help_: str, **how: Any) -> Any:
+    return typer.Option(name, help=help_, rich_help_panel=DATA, **how)
+
+
+PRESETS: Final = "imagenet, inception, clip, raw (0 to 1) or raw255"
+Calibration = Annotated[
+    str | None,
+    _option("--calibration", f"Inputs without labels: {SOURCE}.", metavar="SOURCE"),
+]
+Samples = Annotated[
+    int | None,
+    _option("--samples", "So many of them (default: 384).", show_default=False),
+]
+Evaluate = Annotated[
+    str | None, _option("--evaluate", "Inputs with labels, of the same kinds.", metavar="SOURCE")
+]
+Metric = Annotated[
+    str | None,
+    _option(
+        "--metric",
+        "What is evaluated: top1, top5, mse or module:function (default: top1).",
+        show_default=False,
+    ),
+]
+MaxDrop = Annotated[
+    float | None,
+    _option(
+        "--max-drop",
+        "By how much the metric may get worse, absolutely: 0.01 or 1%. Else exit 1, and no model.",
+        parser=share,
+        metavar="SHARE",
+    ),
+]
+MinFidelity = Annotated[
+    float | None,
+    _option(
+        "--min-fidelity",
+        "What the agreement of every output with the original has to reach: 0.99 or 99%.",
+        parser=share,
+        metavar="SHARE",
+    ),
+]
+Preset = Annotated[str | None, _option("--preset", f"How pictures are scaled: {PRESETS}.")]
+Mean = Annotated[
+    Any,
+    _option("--mean", "Instead: what is taken off.", parser=numbers, metavar="NUMBER,..."),
+]
+Std = Annotated[
+    Any,
+    _option("--std", "Instead: what it is divided by.", parser=numbers, metavar="NUMBER,..."),
+]
+Layout = Annotated[
+    str | None, _option("--layout", "NCHW or NHWC, where the model doesn't say.", metavar="LAYOUT")
+]
+Size = Annotated[
+    Any,
+    _option("--size", "Height and width of pictures.", parser=size, metavar="HEIGHTxWIDTH"),
+]
+NoRecover = Annotated[
+    bool,
+    _option("--no-recover", "Don't fit what stays on the calibration inputs."),
+]
+PICTURES: Final = {"preset": Preset, "mean": Mean, "std": Std, "layout": Layout, "size": Size}
+SOURCES: Final = {
+    "calibration": Calibration,
+    "samples": Samples,
+    "evaluate": Evaluate,
+    "metric": Metric,
+}
+GATES: Final = {"max_drop": MaxDrop, "min_fidelity": MinFidelity}
+RECOVERY: Final = {"no_recover": NoRecover}
+OPTIONS: Final = {**SOURCES, **RECOVERY, **GATES, **PICTURES}
+
+
+def with_data(
+    command: Callable[..., None], without: Container[str] = frozenset()
+) -> Callable[..., None]:
+    """A command with the options on data in place of its argument ``data``.
+
+    The command gets them as arguments of ``api.prune``: those that were given, alone.
+    """
+    options = {name: own for name, own in OPTIONS.items() if name not in without}
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        found = {name: given.pop(name) for name in options}
+        command(**given, data=arguments(found))
+
+    hints = get_type_hints(command, include_extras=True)
+    own = [p for p in inspect.signature(command).parameters.values() if p.name != "data"]
+    kind = inspect.Parameter.KEYWORD_ONLY
+    added = [
+        inspect.Parameter(
+            name, kind, default=False if name in RECOVERY else None, annotation=annotation
+        )
+        for name, annotation in options.items()
+    ]
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [*(p.replace(annotation=hints[p.name], kind=kind) for p in own), *added]
+    )
+    run.__annotations__ = {**{p.name: hints[p.name] for p in own}, **options}
+    return run
+
+
+def arguments(found: dict[str, Any]) -> dict[str, Any]:
+    """Options that were given, as arguments of the library."""
+    given = {name: value for name, value in found.items() if value is not None}
+    if given.pop("no_recover", False):
+        given["recover"] = False
+    pictures = {name: given.pop(name) for name in PICTURES if name in given}
+    if pictures:
+        from onnxprune.pictures import Pictures
+
+        given["pictures"] = Pictures(**pictures)
+    return given
+
+
+def sources(data: dict[str, Any]) -> tuple[Path, ...]:
+    """The files that data is read from, which nothing may be written to."""
+    given = [data.get(name) for name in ("calibration", "evaluate")]
+    return tuple(Path(str(path)) for path in given if path is not None)

@@ -1,0 +1,252 @@
+"""Judge a smaller model on data: fidelity to the original, a metric by labels, and the gates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import onnx
+
+from onnxprune import calibration, runtime
+from onnxprune.calibration import SAMPLES, Labelled
+from onnxprune.errors import OnnxPruneError
+from onnxprune.fidelity import Fidelity, fidelity
+from onnxprune.metrics import DEFAULT, Evaluation, Metric, check_metric, evaluate
+from onnxprune.model import Model
+from onnxprune.pictures import Pictures
+from onnxprune.runtime import Feeds, Runner
+from onnxprune.sources import Source
+from onnxprune.synthetic import NOTE, synthetic_samples
+
+REMEMBERED: Final = 1 << 28  # bytes of the original's outputs that are kept for the next model
+
+
+@dataclass(frozen=True)
+class Data:
+    """Samples and labels, and what they must show.
+
+    Attributes:
+        calibration: a source without labels; see ``onnxprune.sources``.
+        evaluation: a source with labels.
+        samples: how many of the calibration source are taken.
+        metric: what is evaluated.
+        max_drop: by how much the metric may get worse.
+        min_fidelity: what the fidelity of every output has to reach.
+        pictures: how pictures become inputs.
+        seed: of the choice of samples.
+    """
+
+    calibration: Source = None
+    evaluation: Source = None
+    samples: int = SAMPLES
+    metric: Metric = DEFAULT
+    max_drop: float | None = None
+    min_fidelity: float | None = None
+    pictures: Pictures = field(default_factory=Pictures)
+    seed: int = 0
+    _read: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def given(self) -> bool:
+        """Whether there is anything to judge by."""
+        return self.calibration is not None or self.evaluation is not None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of the feeds that were asked for."""
+        return (NOTE,) if "synthetic" in self._read else ()
+
+    def check(self) -> None:
+        """Refuse what makes no sense, before any work is done.
+
+        Raises:
+            OnnxPruneError: a gate has no data, or an option is out of range.
+        """
+        check_metric(self.metric)
+        if self.samples < 1:
+            raise OnnxPruneError(f"samples is {self.samples}: it must be at least 1")
+        if self.max_drop is not None and self.evaluation is None:
+            raise OnnxPruneError(
+                "max_drop limits the fall of a metric: give data with labels, too (--evaluate)"
+            )
+        if self.max_drop is not None and not self.max_drop >= 0:
+            raise OnnxPruneError(f"max_drop is {self.max_drop:g}: it must be 0 or more")
+        if self.min_fidelity is not None and not self.given:
+            raise OnnxPruneError(
+                "min_fidelity compares outputs on data: give some (--calibration or --evaluate)"
+            )
+        if self.min_fidelity is not None and not self.min_fidelity <= 1:
+            raise OnnxPruneError(f"min_fidelity is {self.min_fidelity:g}: it is at most 1")
+
+    def settings(self) -> dict[str, Any]:
+        """What a report says was asked for."""
+        if not self.given:
+            return {}
+        found: dict[str, Any] = {
+            "calibration": _named(self.calibration),
+            "samples": None if self.calibration is None else self.samples,
+            "evaluate": _named(self.evaluation),
+            "metric": None if self.evaluation is None else check_metric(self.metric),
+            "max_drop": self.max_drop,
+            "min_fidelity": self.min_fidelity,
+        }
+        found |= {k: v for k, v in vars(self.pictures).items() if v is not None}
+        return {key: value for key, value in found.items() if value is not None}
+
+    def feeds(self, model: Model) -> tuple[Feeds, ...]:
+        """Batches of calibration inputs; random ones, with a note, where no source is given.
+
+        Raises:
+            OnnxPruneError: the source can't be read, or does not fit the model.
+        """
+        if "feeds" not in self._read:
+            if self.calibration is None:
+                self._read["synthetic"] = True
+                self._read["feeds"] = synthetic_samples(model, seed=self.seed)
+            else:
+                found = calibration.batches(
+                    self.calibration, model, self.pictures, samples=self.samples, seed=self.seed
+                )
+                self._read["feeds"] = tuple(feeds for feeds, _ in found)
+        return self._read["feeds"]  # type: ignore[no-any-return]
+
+    def labelled(self, model: Model) -> Labelled:
+        """Batches of inputs with labels.
+
+        Raises:
+            OnnxPruneError: the source can't be read, does not fit the model, or has no labels.
+        """
+        assert self.evaluation is not None
+        if "labelled" not in self._read:
+            found = calibration.batches(
+                self.evaluation, model, self.pictures, samples=None, labels=True
+            )
+            self._read["labelled"] = _kept(found, REMEMBERED)
+        return self._read["labelled"]  # type: ignore[no-any-return]
+
+
+def _kept(labelled: Labelled, limit: int) -> Labelled:
+    """All batches in memory, where they take few bytes; else as they are, read again each time."""
+    kept, used = [], 0
+    for feeds, labels in labelled:
+        used += labels.nbytes + sum(array.nbytes for array in feeds.values())
+        if used > limit:
+            return labelled
+        kept.append((feeds, labels))
+    return tuple(kept)
+
+
+def _count(labelled: Labelled) -> int:
+    if isinstance(labelled, calibration.Batches):
+        return sum(len(part) for part in labelled.parts)
+    return sum(len(np.atleast_1d(labels)) for _, labels in labelled)
+
+
+def _named(source: Source) -> str | None:
+    return None if source is None else str(source) if isinstance(source, str) else _kind(source)
+
+
+def _kind(source: Source) -> str:
+    return str(source) if hasattr(source, "__fspath__") else type(source).__name__
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What data says of a smaller model.
+
+    Attributes:
+        fidelity: one for each output, on the evaluation's inputs where there are any.
+        evaluation: the metric before and after, where there are labels.
+    """
+
+    fidelity: tuple[Fidelity, ...] = ()
+    evaluation: Evaluation | None = None
+
+    def refused(self, data: Data) -> str | None:
+        """Why a gate says no; None where none does."""
+        if data.max_drop is not None and self.evaluation is not None:
+            own = self.evaluation
+            if not own.drop <= data.max_drop:
+                moved = "rose" if own.after > own.before else "fell"
+                return (
+                    f"{own.metric} {moved} from {own.before:.4g} to {own.after:.4g}, and max_drop "
+                    f"allows {data.max_drop:g}: nothing was written"
+                )
+        if data.min_fidelity is not None:
+            for row in self.fidelity:
+                if not row.value >= data.min_fidelity:
+                    return (
+                        f"the fidelity of output '{row.output}' is {row.value:.4g}, and "
+                        f"min_fidelity asks for {data.min_fidelity:g}: nothing was written"
+                    )
+            if not self.fidelity:
+                return "no output can be compared, so min_fidelity can't be shown"
+        return None
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Compares models with one original, which runs once.
+
+    Attributes:
+        model: the original.
+        data: what it is judged by.
+        threads: threads inside an operator.
+    """
+
+    model: Model
+    data: Data
+    threads: int = 1
+
+    @cached_property
+    def original(self) -> Runner:
+        """The original's outputs; those of calibration inputs are remembered, if they are few."""
+        return _remembering(
+            runtime.runner(self.model.proto, self.model.folder, self.threads), REMEMBERED
+        )
+
+    @cached_property
+    def before(self) -> float:
+        """The metric of the original."""
+        return evaluate(self.original, self.data.labelled(self.model), self.data.metric)
+
+    def judge(self, small: onnx.ModelProto) -> Judgement:
+        """Judge a smaller model, of which outside data lies where the original's does.
+
+        Raises:
+            OnnxPruneError: data can't be read, does not fit, or ORT fails on it.
+        """
+        if not self.data.given:
+            return Judgement()
+        runner = runtime.runner(small, self.model.folder, self.threads)
+        evaluation, feeds = None, None
+        if self.data.evaluation is not None:
+            labelled = self.data.labelled(self.model)
+            after = evaluate(runner, labelled, self.data.metric)
+            name = check_metric(self.data.metric)
+            evaluation = Evaluation(name, self.before, after, _count(labelled))
+            feeds = (feeds for feeds, _ in labelled)
+        own: Iterable[Feeds] = self.data.feeds(self.model) if feeds is None else feeds
+        return Judgement(fidelity(self.original, runner, own), evaluation)
+
+
+def _remembering(runner: Runner, limit: int) -> Runner:
+    """A runner that remembers outputs by the feeds' identity, as long as they take few bytes."""
+    known: dict[int, tuple[Feeds, Mapping[str, Any]]] = {}
+    used = 0
+
+    def run(feeds: Feeds) -> Mapping[str, Any]:
+        nonlocal used
+        if id(feeds) in known:
+            return known[id(feeds)][1]
+        found = runner(feeds)
+        own = sum(getattr(x, "nbytes", limit) for x in (*feeds.values(), *found.values()))
+        if used + own <= limit:
+            used += own
+            known[id(feeds)] = (feeds, found)
+        return found
+
+    return run
