@@ -14,6 +14,7 @@ from onnx import helper
 from onnxprune import runtime
 from onnxprune.coupling import Coupling
 from onnxprune.full import kept_part
+from onnxprune.errors import RunError
 from onnxprune.model import Array, Node, operator, subgraphs
 from onnxprune.oracle import FLOATS, masked
 from onnxprune.plan import Keep
@@ -85,7 +86,7 @@ class Pair:
             widen(proto, folder)
         try:
             session = runtime.session(proto, folder, optimize=fuse)
-        except runtime.RunError:
+        except RunError:
             if not (fuse and retry):
                 raise
             # Some fusions drop a value that is asked for, and then ONNX Runtime misses it.
