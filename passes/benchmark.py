@@ -1,7 +1,9 @@
 """Benchmark: time models side by side on one target.
 
-Runs are interleaved (A B A B ...), so that drifts of the machine hit all models alike; the ratio of
-medians comes with a bootstrap interval, and an interval that spans 1 is no difference.
+Runs are interleaved (A B, B A, A B ...), so that drifts of the machine hit all models alike. Each
+model gets several sessions in turn, for two sessions of one file differ by some percent. The ratio
+of medians comes with a bootstrap interval over both, sessions and runs; an interval that spans 1 is
+no difference.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from onnxprune import providers, runner, runtime
 from onnxprune.axes import Values
 from onnxprune.errors import OnnxPruneError, ProviderError
 from onnxprune.model import Array
+from onnxprune.polynomials import Indices
 from onnxprune.target import Target
 
 LEVEL = (0.025, 0.975)  # a 95 % interval
@@ -84,7 +87,8 @@ def benchmark(
         feeds: inputs by name; a model may leave some out.
         target: what they run on.
         runs: timed runs of each model. Where absent: 50 and more, until the intervals of all
-            medians are under 2 % wide or 5 seconds have passed (see ``runner.is_done``).
+            medians are under 2 % wide or 5 seconds have passed (see ``runner.is_done``); fewer
+            where ``seconds`` don't suffice for 50.
         seconds: the longest that the timed runs may take, where ``runs`` is absent.
         warm_up: runs of each before that, at least; more until they are stable.
         seed: of the bootstrap.
@@ -100,31 +104,49 @@ def benchmark(
             f"the execution provider '{target.ep}' only simulates its device on this machine: its "
             "times mean nothing, so they are not taken"
         )
-    sessions, loads = [], []
-    for model, folder in models:
-        start = time.perf_counter()
-        sessions.append(providers.open_session(model, folder, target))
-        loads.append((time.perf_counter() - start) * 1e3)
-    calls = [_call(session, feeds) for session in sessions]
-    wall, cpu, stopped = runner.interleaved(calls, runs, seconds, warm_up, tell)
-    return timings(
-        wall, cpu, loads, [providers.assignment(s) for s in sessions], stopped=stopped, seed=seed
+    loads: list[list[float]] = [[] for _ in models]
+    shares: dict[int, Mapping[str, float]] = {}
+
+    def opened(order: Sequence[int]) -> list[Callable[[], object]]:
+        calls = {}
+        for position in order:
+            start = time.perf_counter()
+            session = providers.open_session(*models[position], target)
+            loads[position].append((time.perf_counter() - start) * 1e3)
+            shares[position] = providers.assignment(session)
+            calls[position] = _call(session, feeds)
+        return [calls[position] for position in range(len(models))]
+
+    wall, cpu, phases, stopped = runner.measured(
+        opened, len(models), runs, seconds, warm_up, tell=tell
     )
+    load_ms = [float(np.median(own)) for own in loads]
+    every = [shares[position] for position in range(len(models))]
+    return timings(wall, cpu, phases, load_ms, every, stopped=stopped, seed=seed)
 
 
 def timings(
     wall: Values,
     cpu: Values,
+    phases: Indices,
     loads: Sequence[float],
     shares: Sequence[Mapping[str, float]],
     *,
     stopped: bool = False,
     seed: int = 0,
 ) -> tuple[Timing, ...]:
-    """The statistics of times (model, run) in milliseconds; the first model is the base."""
-    picks = np.random.default_rng(seed).integers(
-        0, wall.shape[1], (runner.RESAMPLES, wall.shape[1])
-    )
+    """The statistics of times (model, run) in milliseconds; the first model is the base.
+
+    Args:
+        wall: wall time.
+        cpu: CPU time.
+        phases: which sessions each run (run,) is of: runs of one phase share theirs.
+        loads: milliseconds to create a session, by model.
+        shares: share of the nodes by provider, by model.
+        stopped: whether the runs were interrupted.
+        seed: of the bootstrap.
+    """
+    picks = runner.draws(phases, seed)
     medians = [np.median(own[picks], axis=1) for own in wall]
     found = []
     for position, own in enumerate(wall):

@@ -1,7 +1,7 @@
 """Timing: order, warming up, when it is enough, and the statistics."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +21,14 @@ def made(base: float, *factors: float, noise: float = 0.05, runs: int = 200) -> 
     wall = np.array(
         [base * f * drift * (1 + noise * generator.random(runs)) for f in (1, *factors)]
     )
-    count = len(wall)
-    return list(timings(wall, wall / 2, [1.0] * count, [{}] * count))
+    count, phases = len(wall), np.repeat(range(4), runs // 4)
+    return list(timings(wall, wall / 2, phases, [1.0] * count, [{}] * count))
 
 
 def test_figures_are_those_of_numpy() -> None:
     wall = np.random.default_rng(0).lognormal(0, 0.3, (3, 64))
-    for own, timing in zip(wall, timings(wall, wall / 2, [1, 2, 3], [{}] * 3), strict=True):
+    phases = np.repeat([0, 1], 32)
+    for own, timing in zip(wall, timings(wall, wall / 2, phases, [1, 2, 3], [{}] * 3), strict=True):
         found = (timing.p50_ms, timing.p90_ms, timing.p99_ms, timing.mean_ms, timing.min_ms)
         wanted = (*np.percentile(own, [50, 90, 99]), np.mean(own), np.min(own))
         np.testing.assert_allclose(found, wanted, rtol=1e-12)
@@ -87,18 +88,94 @@ def calls(log: list[str], names: str = "AB") -> list[Callable[[], None]]:
     return [call(name) for name in names]
 
 
-def test_runs_are_interleaved() -> None:
+def test_runs_are_interleaved_and_each_is_first_equally_often() -> None:
     log: list[str] = []
     wall, cpu, stopped = runner.interleaved(calls(log, "ABC"), runs=4, warm_up=0)
-    assert "".join(log) == "ABC" * 4
+    assert "".join(log) == "ABCBCACABABC"
     assert wall.shape == cpu.shape == (3, 4)
     assert not stopped
+
+
+def test_times_go_to_the_call_that_took_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    took = {"A": 1.0, "B": 2.0, "C": 3.0}
+    log: list[str] = []
+
+    def timed(call: Callable[[], None]) -> tuple[float, float]:
+        call()
+        return took[log[-1]], took[log[-1]] / 2
+
+    monkeypatch.setattr(runner, "timed", timed)
+    wall, cpu, _ = runner.interleaved(calls(log, "ABC"), runs=6, warm_up=3)
+    np.testing.assert_array_equal(wall, np.repeat([[1.0], [2.0], [3.0]], 6, axis=1))
+    np.testing.assert_array_equal(cpu, wall / 2)
+
+
+def test_every_phase_has_sessions_of_its_own() -> None:
+    log: list[str] = []
+    orders: list[list[int]] = []
+    told: list[int] = []
+
+    def opened(order: Sequence[int]) -> list[Callable[[], None]]:
+        orders.append(list(order))
+        return calls(log)
+
+    wall, cpu, phases, stopped = runner.measured(opened, 2, 12, warm_up=0, tell=told.append)
+    assert orders == [[0, 1], [1, 0], [0, 1], [1, 0], [0, 1]]
+    assert wall.shape == cpu.shape == (2, 12)
+    assert phases.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 3, 4, 4, 4]
+    assert told == list(range(1, 13))
+    assert not stopped
+
+
+@pytest.mark.parametrize(("runs", "phases"), [(1, 1), (3, 1), (4, 2), (50, 5)])
+def test_few_runs_have_few_phases(runs: int, phases: int) -> None:
+    found = runner.measured(lambda _: calls([]), 2, runs, warm_up=0)[2]
+    assert len(found) == runs
+    assert set(found) == set(range(phases))
+
+
+def test_an_interruption_keeps_the_phases_before_it() -> None:
+    log: list[str] = []
+
+    def opened(order: Sequence[int]) -> list[Callable[[], None]]:
+        if order[0]:
+            raise KeyboardInterrupt
+        return calls(log)
+
+    wall, _, phases, stopped = runner.measured(opened, 2, 10, warm_up=0)
+    assert stopped
+    assert wall.shape == (2, 2)
+    assert phases.tolist() == [0, 0]
+
+
+def test_sessions_that_differ_are_no_difference() -> None:
+    # All runs of one session share where its memory lies: 50 runs of 5 sessions are not 50 draws.
+    generator = np.random.default_rng(3)
+    phases = np.repeat(range(5), 100)
+    naive = honest = 0
+    for _ in range(40):
+        session = 1 + 0.01 * generator.standard_normal((2, 5))
+        wall = session[:, phases] * (1 + 0.01 * generator.random((2, 500)))
+        naive += timings(wall, wall, np.zeros(500, int), [1, 1], [{}] * 2)[1].differs
+        honest += timings(wall, wall, phases, [1, 1], [{}] * 2)[1].differs
+    assert naive > 20
+    assert honest < 10
+
+
+def test_resamples_are_rounds_of_the_drawn_phases() -> None:
+    phases = np.array([0, 0, 0, 1, 2, 2])
+    picks = runner.draws(phases)
+    assert picks.shape == (runner.RESAMPLES, 6)
+    assert set(picks.ravel()) == set(range(6))
+    drawn = phases[picks]
+    for slot in (slice(0, 3), slice(4, 6)):  # the rounds of one phase come from one phase
+        assert (drawn[:, slot] == drawn[:, slot][:, :1]).all()
 
 
 def test_warming_up_is_interleaved_and_not_counted() -> None:
     log: list[str] = []
     wall, _, _ = runner.interleaved(calls(log), runs=2, warm_up=3)
-    assert "".join(log) == "AB" * (len(log) // 2)
+    assert "".join(log[:-4]) == ("ABBA" * len(log))[: len(log) - 4]
     assert len(log) // 2 >= 3 + 2
     assert wall.shape == (2, 2)
 
@@ -123,7 +200,7 @@ def test_an_interruption_keeps_whole_rounds() -> None:
 
     def second() -> None:
         log.append("B")
-        if len(log) == 8:
+        if len(log) == 7:
             raise KeyboardInterrupt
 
     first = calls(log, "A")[0]
@@ -140,22 +217,21 @@ def test_an_interruption_before_the_first_round_is_passed_on() -> None:
         runner.interleaved([fail], runs=5, warm_up=0)
 
 
-NARROW, WIDE = np.ones((2, 50)), np.tile([1.0, 2.0], (2, 25))
+NARROW, WIDE = np.ones((2, 20)), np.tile([1.0, 2.0], (2, 10))
 
 
 @pytest.mark.parametrize(
     ("times", "elapsed_s", "runs", "done"),
     [
         (NARROW, 0.0, None, True),  # enough, and narrow
-        (NARROW[:, :20], 1.0, None, False),  # narrow, but few and quickly made
-        (NARROW[:, :20], 6.0, None, True),  # narrow, and slowly made
-        (WIDE, 1.0, None, False),  # enough, but wide
-        (WIDE, 6.0, None, True),  # enough, wide, and 5 seconds over
-        (WIDE[:, :20], 6.0, None, False),
-        (WIDE[:, :20], 61.0, None, True),  # the time is up
-        (WIDE[:, :5], 61.0, None, False),  # but never fewer than 10
-        (NARROW[:, :20], 0.0, 20, True),
-        (NARROW, 99.0, 51, False),
+        (NARROW[:, :9], 5.0, None, False),  # narrow, but few
+        (WIDE, 0.5, None, False),  # enough, but wide
+        (WIDE, 1.5, None, True),  # enough, wide, and a second over
+        (WIDE[:, :9], 13.0, None, True),  # the time is up
+        (WIDE[:, :1], 13.0, None, False),  # but never fewer than 2
+        (np.tile(WIDE, 20), 0.5, None, True),  # never more than 400
+        (NARROW, 0.0, 20, True),
+        (NARROW, 99.0, 21, False),
     ],
 )
 def test_when_it_is_enough(
@@ -164,7 +240,7 @@ def test_when_it_is_enough(
     runs: int | None,
     done: bool,
 ) -> None:
-    assert runner.is_done(times, elapsed_s, runs, 60.0) == done
+    assert runner.is_done(times, elapsed_s, runs, 12.0) == done
 
 
 def test_models_are_timed(tmp_path: Path) -> None:
