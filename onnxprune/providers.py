@@ -8,7 +8,7 @@ or the provider takes no node. ``open_session`` refuses all three.
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -39,17 +39,29 @@ class Placement:
     """Which provider runs which nodes of a session.
 
     Attributes:
-        nodes: names and operators of the nodes, by the provider's name in ONNX Runtime; those of
-            the graph after the basic optimisations, before fusions.
+        parts: each a provider, by its name in ONNX Runtime, and the names and operators of nodes
+            that it runs: one node, or all that a compiling provider made one of. The nodes are
+            those of the graph after the basic optimisations, before fusions.
     """
 
-    nodes: Mapping[str, tuple[tuple[str, str], ...]] = field(repr=False)
+    parts: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = field(repr=False)
+
+    @property
+    def nodes(self) -> dict[str, tuple[tuple[str, str], ...]]:
+        """The nodes by provider."""
+        found: dict[str, tuple[tuple[str, str], ...]] = {}
+        for name, own in self.parts:
+            found[name] = (*found.get(name, ()), *own)
+        return found
 
     @property
     def shares(self) -> dict[str, float]:
         """Share of the nodes by provider."""
-        total = sum(map(len, self.nodes.values()))
-        return {name: len(own) / total for name, own in self.nodes.items()}
+        counts: dict[str, int] = {}
+        for name, own in self.parts:
+            counts[name] = counts.get(name, 0) + len(own)
+        total = sum(counts.values())
+        return {name: count / total for name, count in counts.items()}
 
 
 def available() -> tuple[str, ...]:
@@ -75,7 +87,10 @@ def simulated(target: Target) -> bool:
 
 
 def open_session(
-    model: onnx.ModelProto | Path, folder: Path | None, target: Target, trace: Path | None = None
+    model: onnx.ModelProto | Path,
+    folder: Path | None,
+    target: Target,
+    configure: Callable[[ort.SessionOptions], None] | None = None,
 ) -> ort.InferenceSession:
     """A session on the provider that is asked for, and on no other.
 
@@ -86,7 +101,7 @@ def open_session(
         model: a model in memory, or the path of a file (.onnx or .ort).
         folder: where the external data of a model in memory lies.
         target: the provider, its options, threads and optimisations.
-        trace: where to write a profile, as the beginning of a file name; none where absent.
+        configure: changes the options of the session before it is made.
 
     Raises:
         ProviderError: the provider is unknown, not there, refuses its options, or runs no node.
@@ -95,8 +110,8 @@ def open_session(
     row = provider(target.ep)
     devices = _devices(row)
     options = session_options(model, target)
-    if trace is not None:
-        options.enable_profiling, options.profile_file_prefix = True, str(trace)
+    if configure is not None:
+        configure(options)
     given = {**({row.threads: str(target.threads)} if row.threads else {}), **target.options}
     try:
         if folder is not None and isinstance(model, onnx.ModelProto) and _has_outside(model):
@@ -160,11 +175,12 @@ def placement(session: ort.InferenceSession) -> Placement:
             f"ONNX Runtime {ort.__version__} can't tell which provider ran which node: update it "
             "to 1.24 or later"
         )
-    found: dict[str, list[tuple[str, str]]] = {}
-    for part in session.get_provider_graph_assignment_info():
-        own = found.setdefault(part.ep_name, [])
-        own.extend((node.name, node.op_type) for node in part.get_nodes())
-    return Placement({name: tuple(nodes) for name, nodes in found.items()})
+    return Placement(
+        tuple(
+            (part.ep_name, tuple((node.name, node.op_type) for node in part.get_nodes()))
+            for part in session.get_provider_graph_assignment_info()
+        )
+    )
 
 
 def assignment(session: ort.InferenceSession) -> dict[str, float]:

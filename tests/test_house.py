@@ -57,6 +57,7 @@ FLOORS = {
     "providers": 1,
     "runner": 1,
     "profile": 1,
+    "trace": 1,
     "target": 1,
     "torch_bridge": 1,
     "passes": 2,
