@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import providers, runtime
 from onnxprune.coupling import Coupling
-from onnxprune.model import Model, first_name
+from onnxprune.model import Model, first_name, operator
 from onnxprune.target import Target
 from onnxprune.trace import Kernel, trace
 
@@ -180,14 +180,14 @@ def layered(
     for kernel in kernels:
         own = [macs.get(key, 0) for key in kernel.nodes]
         # The last of those with the most: what is fused into an operator comes after it.
-        main = max(kernel.nodes, key=lambda key: (macs.get(key, 0), key), default="")
-        main = main if any(own) else (kernel.nodes or ("",))[-1]
+        ranked = sorted(zip(own, range(len(own)), kernel.nodes, strict=True))
+        main = ranked[-1][2] if ranked and not kernel.compiled else ""
         node = nodes.get(main)
         bound, efficiency = _bound(kernel, sum(own), roofline)
         layers.append(
             Layer(
-                (node.name or main) if node is not None else main or kernel.name,
-                node.op_type if node is not None and len(kernel.nodes) < len(nodes) else kernel.op,
+                (node.name if node is not None else "") or main or kernel.name,
+                kernel.op if node is None else operator(node),
                 kernel.op,
                 kernel.nodes,
                 tuple(dict.fromkeys(g for key in kernel.nodes for g in groups.get(key, ()))),
@@ -269,9 +269,12 @@ def _change(key: str, before: Sequence[Layer], after: Sequence[Layer]) -> Change
         first.name if first.nodes else key,
         first.op,
         first.groups,
-        *(math.fsum(layer.ms for layer in own) for own in (before, after)),
-        *(sum(layer.macs for layer in own) for own in (before, after)),
-        *(" + ".join(dict.fromkeys(layer.kernel for layer in own)) for own in (before, after)),
+        math.fsum(layer.ms for layer in before),
+        math.fsum(layer.ms for layer in after),
+        sum(layer.macs for layer in before),
+        sum(layer.macs for layer in after),
+        " + ".join(dict.fromkeys(layer.kernel for layer in before)),
+        " + ".join(dict.fromkeys(layer.kernel for layer in after)),
     )
 
 

@@ -55,6 +55,7 @@ class Kernel:
         ms: its own time in one run: the mean of the middle half of the runs.
         size_bytes: what it reads and writes: activations, parameters, results; None where the
             provider does not tell.
+        compiled: whether the provider made one of several nodes, in a way of its own.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Kernel:
     nodes: tuple[str, ...]
     ms: float
     size_bytes: int | None
+    compiled: bool = False
 
 
 def trace(
@@ -176,7 +178,8 @@ def _kernel(event: Mapping[str, Any], ms: float, nodes: tuple[str, ...]) -> Kern
     sizes = [int(args[key]) for key in BYTES if key in args]
     whole = sum(sizes) if len(sizes) == len(BYTES) else None
     name = str(event["name"]).removesuffix(SUFFIX)
-    return Kernel(name, args.get("op_name", ""), args.get("provider", ""), nodes, ms, whole)
+    op, provider = args.get("op_name", ""), args.get("provider", "")
+    return Kernel(name, op, provider, nodes, ms, whole, name.startswith(f"{provider}_"))
 
 
 def _owners(
