@@ -1,8 +1,8 @@
-"""Times ONNX models side by side; needs Python, numpy and onnxruntime alone.
+"""The loop that times models side by side; needs Python and numpy alone.
 
-The library times with the loop below, and ``onnxprune bench --export`` copies this very file as
-``run.py`` to other machines, where ``python run.py`` times the models of its folder and writes
-``result.json`` for ``onnxprune bench --import``. So nothing of onnxprune may be imported here.
+The library times with it, and ``onnxprune bench --export`` takes this very text, with that of
+``onnxprune.remote``, to other machines. So nothing else of onnxprune may be imported here, and
+Python 3.8 must understand it.
 """
 
 from __future__ import annotations

@@ -56,6 +56,8 @@ FLOORS = {
     "catalogue": 1,
     "providers": 1,
     "runner": 1,
+    "remote": 1,
+    "bench": 3,
     "profile": 1,
     "trace": 1,
     "target": 1,
