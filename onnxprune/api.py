@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from onnxprune import explaining, pipeline
 from onnxprune.amounts import amount, share
+from onnxprune.api_bench import bench, bench_import
 from onnxprune.budget import MAX_RATIO, Budget, Options, Scope
 from onnxprune.coupling import Coupling
 from onnxprune.errors import RuleError
@@ -227,6 +228,8 @@ __all__: Sequence[str] = [
     "Options",
     "analyse",
     "apply",
+    "bench",
+    "bench_import",
     "explain",
     "inspect",
     "load",

@@ -91,6 +91,7 @@ def open_session(
     folder: Path | None,
     target: Target,
     configure: Callable[[ort.SessionOptions], None] | None = None,
+    skip: Sequence[str] = (),
 ) -> ort.InferenceSession:
     """A session on the provider that is asked for, and on no other.
 
@@ -102,6 +103,7 @@ def open_session(
         folder: where the external data of a model in memory lies.
         target: the provider, its options, threads and optimisations.
         configure: changes the options of the session before it is made.
+        skip: optimisations to leave out, by ORT's name.
 
     Raises:
         ProviderError: the provider is unknown, not there, refuses its options, or runs no node.
@@ -123,7 +125,13 @@ def open_session(
             session = ort.InferenceSession(source, options, enable_fallback=0)
         else:
             chosen = [(row.ort_name, given)] if given else [row.ort_name]
-            session = ort.InferenceSession(source, options, providers=chosen, enable_fallback=0)
+            session = ort.InferenceSession(
+                source,
+                options,
+                providers=chosen,
+                enable_fallback=0,
+                **({"disabled_optimizers": list(skip)} if skip else {}),
+            )
     except Exception as error:
         if row.ort_name == CPU_NAME:
             raise RunError(f"ONNX Runtime can't load the model: {brief(error)}") from error

@@ -124,8 +124,11 @@ def _status(key: str) -> int | None:
 
 def peak_in_child(arguments: Sequence[Any]) -> int | None:
     """``peak_bytes`` in a child process; None where that fails."""
-    command = [sys.executable, os.path.abspath(__file__), "--peak", json.dumps(list(arguments))]  # noqa: PTH100
-    done = subprocess.run(command, capture_output=True, check=False)
+    # Not the file where this is a module: its neighbours would hide modules of Python's own.
+    start = ["-m", __name__] if __name__ != "__main__" else [os.path.abspath(__file__)]  # noqa: PTH100
+    command = [sys.executable, *start, "--peak", json.dumps(list(arguments))]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, check=False, env=env)
     if done.returncode:
         return None
     found: int | None = json.loads(done.stdout.decode().splitlines()[-1])
@@ -161,7 +164,7 @@ def run(settings: dict[str, Any], tell: Callable[[int], Any]) -> dict[str, Any]:
             len(models),
             settings["runs"],
             settings["seconds"],
-            tell=lambda n: tell(f"run {n}"),
+            tell=tell,
         )
         rows = [
             {

@@ -182,6 +182,17 @@ def _call(session: ort.InferenceSession, feeds: Mapping[str, Array]) -> Callable
     missing = [name for name in wanted if name not in feeds]
     if missing:
         raise OnnxPruneError(f"the inputs have no '{missing[0]}', which the model wants")
+    for value in session.get_inputs():
+        shape = feeds[value.name].shape
+        fits = len(value.shape) == len(shape) and all(
+            size == given or not isinstance(size, int)
+            for size, given in zip(value.shape, shape, strict=True)
+        )
+        if not fits:
+            raise OnnxPruneError(
+                f"input '{value.name}' has shape {list(shape)}, but a model wants {value.shape}: "
+                "models are compared on the same inputs"
+            )
     own = {name: feeds[name] for name in wanted}
     outputs = [value.name for value in session.get_outputs()]
     return lambda: runtime.run(session, own, outputs)
