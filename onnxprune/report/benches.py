@@ -81,7 +81,7 @@ def _bench(bench: Bench, every: bool) -> list[RenderableType]:
 
 def _latency(bench: Bench) -> RenderableType:
     several = len({row.batch for row in bench.rows}) > 1
-    columns = ("p50", "± ", "p90", "p99", "CPU time", "speed-up", "", "samples/s", "load")
+    columns = ("p50", "±", "p90", "p99", "CPU time", "speed-up", "", "samples/s", "load")
     rows = table("model", *(["batch"] if several else []), *columns, "peak", "file")
     for row in bench.rows:
         batch = [str(row.batch)] if several else []
@@ -169,7 +169,8 @@ def _sums(found: Profile) -> list[str]:
     """Shares by operator, provider and bound, in a line each."""
     roof = found.roofline
     lines = [
-        f"kernels take {found.total_ms:.3f} ms in all; this machine does "
+        f"{len(found.layers)} kernels take {found.total_ms:.3f} ms in all, of each about 2 us the "
+        "profiler's; this machine does "
         f"{count(roof.macs_per_s)}MAC/s and copies {size(roof.bytes_per_s)}/s: above "
         f"{roof.ridge:.1f} MAC a byte a layer is bound by arithmetic (compute)"
     ]
