@@ -13,8 +13,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from onnxprune import files, providers, remote, runner
+from onnxprune.catalogue import CPU_NAME
 from onnxprune.errors import OnnxPruneError
-from onnxprune.measuring import Bench, Row, plain
+from onnxprune.measuring import Bench, Row, busy, plain
 from onnxprune.mobile import ORT_FORMAT
 from onnxprune.passes.benchmark import timings
 from onnxprune.subjects import Subject, Wanted, feeds_of, outside
@@ -132,8 +133,10 @@ def imported(path: Path) -> Bench:
         )
     rows = tuple(row for batch in found.batches for row in _rows(path, batch))
     stopped = any(batch.interrupted for batch in found.batches)
-    notes = ("interrupted: the figures are those of fewer runs",) if stopped else ()
-    return Bench(rows, found.target, found.machine, notes=notes, name=path.stem)
+    notes = ["interrupted: the figures are those of fewer runs"] if stopped else []
+    single = found.target.get("provider") == CPU_NAME and found.target.get("threads") == 1
+    notes += busy(rows, single)
+    return Bench(rows, found.target, found.machine, notes=tuple(notes), name=path.stem)
 
 
 def _rows(path: Path, batch: _Batch) -> list[Row]:

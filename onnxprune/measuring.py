@@ -119,7 +119,7 @@ def measure(models: Sequence[Subject], wanted: Wanted, tell: Tell | None = None)
         if any(row.timing is not None and row.timing.interrupted for row in found):
             notes.append("interrupted: the figures are those of fewer runs")
             break
-    notes += _busy(rows, wanted.target)
+    notes += busy(rows, wanted.target.ep == "cpu" and wanted.target.threads == 1)
     notes += sorted({note for row in rows for note in _fallen_back(row, wanted.target)})
     first = next(iter(feeds.values()))
     if wanted.profile and simulated:
@@ -246,13 +246,16 @@ def plain(target: Target) -> dict[str, Any]:
     }
 
 
-def _busy(rows: Sequence[Row], target: Target) -> list[str]:
-    """Whether others used the processor: one thread's wall time is then above its CPU time."""
+def busy(rows: Sequence[Row], single: bool) -> list[str]:
+    """Whether others used the processor: one thread's wall time is then above its CPU time.
+
+    Args:
+        rows: what was measured.
+        single: whether it ran on the CPU with one thread.
+    """
     timings = [row.timing for row in rows if row.timing is not None]
-    if target.ep != "cpu" or target.threads > 1 or not timings:
-        return []
-    worst = max(timing.p50_ms / timing.cpu_ms for timing in timings if timing.cpu_ms)
-    if worst < BUSY:
+    worst = max((t.p50_ms / t.cpu_ms for t in timings if t.cpu_ms), default=0.0)
+    if not single or worst < BUSY:
         return []
     return [
         f"the machine is busy: runs took up to {worst:.2f} times their CPU time; compare ratios, "

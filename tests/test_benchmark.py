@@ -151,15 +151,15 @@ def test_an_interruption_keeps_the_phases_before_it() -> None:
 def test_sessions_that_differ_are_no_difference() -> None:
     # All runs of one session share where its memory lies: 50 runs of 5 sessions are not 50 draws.
     generator = np.random.default_rng(3)
-    phases = np.repeat(range(5), 100)
+    phases = np.repeat(range(5), 20)
     naive = honest = 0
-    for _ in range(40):
+    for _ in range(20):
         session = 1 + 0.01 * generator.standard_normal((2, 5))
-        wall = session[:, phases] * (1 + 0.01 * generator.random((2, 500)))
-        naive += timings(wall, wall, np.zeros(500, int), [1, 1], [{}] * 2)[1].differs
+        wall = session[:, phases] * (1 + 0.01 * generator.random((2, 100)))
+        naive += timings(wall, wall, np.zeros(100, int), [1, 1], [{}] * 2)[1].differs
         honest += timings(wall, wall, phases, [1, 1], [{}] * 2)[1].differs
-    assert naive > 20
-    assert honest < 10
+    assert naive > 10
+    assert honest < 5
 
 
 def test_resamples_are_rounds_of_the_drawn_phases() -> None:

@@ -47,6 +47,7 @@ def test_two_models_side_by_side(pair: list[Path]) -> None:
     assert "dynamic axes were chosen: x=1x3x8x8 (--shape sets them)" in result.output
 
 
+@pytest.mark.slow
 def test_json_holds_everything(pair: list[Path]) -> None:
     result = invoke(*pair, "--runs", 4, "--batch", "1,2", "--profile", "--mobile", "--json")
     assert result.exit_code == 0, result.output
@@ -117,6 +118,7 @@ def test_the_shape_is_that_which_was_asked_for(pair: list[Path]) -> None:
     ("arguments", "message"),
     [
         ([], "there is nothing to measure: give models, or --import"),
+        (["--export", "new", "--import", "x.json"], "--export has nothing to carry: give models"),
         (["MODEL", "--json", "--csv"], "--json and --csv exclude each other"),
         (["MODEL", "--ep-option", "a"], "--ep-option 'a' can't be read: give KEY=VALUE"),
         (["MODEL", "--shape", "x"], "--shape 'x' can't be read: give NAME=1x3x224x224"),
@@ -188,6 +190,7 @@ def test_outside_data_counts(tmp_path: Path) -> None:
     assert onnxprune.bench(path, runs=2).rows[0].size_bytes == total
 
 
+@pytest.mark.slow
 def test_peak_memory_is_that_of_the_model(tmp_path: Path) -> None:
     wide = tiny.chain(3, 2048, 4096, 4)  # 2048 * 4096 * 4 bytes = 34 MB of weights
     path = tiny.save(tmp_path / "wide.onnx", wide)
@@ -273,6 +276,7 @@ def carried(folder: Path, *arguments: object) -> Path:
     return folder / "result.json"
 
 
+@pytest.mark.slow
 def test_there_and_back(pair: list[Path], tmp_path: Path) -> None:
     folder = exported(pair, tmp_path / "carry", "--batch", "1,2")
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -414,6 +418,25 @@ def test_what_mobile_providers_would_take() -> None:
     assert nnapi.refused == ("Celu",)
     dynamic = mobile.usability(tiny.net(), None)[0]
     assert (dynamic.taken, dynamic.dynamic, dynamic.worth) == (0, 5, "no")
+
+
+def test_a_busy_machine_is_said_of_others_too(tmp_path: Path) -> None:
+    model = {
+        "name": "m",
+        "size_bytes": 1,
+        "peak_bytes": None,
+        "load_ms": 1.0,
+        "shares": None,
+        "wall_ms": [3.0, 3.0],
+        "cpu_ms": [1.0, 1.0],
+    }
+    batch = {"batch": 1, "phases": [0, 0], "interrupted": False, "models": [model]}
+    path = tmp_path / "r.json"
+    for provider, busy in (("CPUExecutionProvider", True), ("CUDAExecutionProvider", False)):
+        target = {"threads": 1, "provider": provider}
+        result = {"format": 1, "machine": {}, "target": target, "batches": [batch]}
+        path.write_text(json.dumps(result))
+        assert any("busy" in note for note in carrying.imported(path).notes) == busy
 
 
 def test_sizes_that_are_chosen() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from onnxprune.cli import options
 from onnxprune.cli.shell import INTERRUPTED, app
 from onnxprune.errors import OnnxPruneError
 from onnxprune.report.console import progress, show
+
+if TYPE_CHECKING:
+    from onnxprune.measuring import Bench
 
 HOW = "How it is run"
 LONG = "How long"
@@ -155,6 +158,8 @@ def bench(
         raise OnnxPruneError("there is nothing to measure: give models, or --import FILE.json")
     if json_ and csv:
         raise OnnxPruneError("--json and --csv exclude each other")
+    if export is not None and not models:
+        raise OnnxPruneError("--export has nothing to carry: give models")
     given: dict[str, Any] = {
         "ep": ep,
         "threads": threads,
@@ -172,20 +177,25 @@ def bench(
     }
     with progress(not (json_ or csv)) as tell:
         from onnxprune import api_bench
-        from onnxprune.report import benches
 
         found = [api_bench.bench(*models, **given, progress=tell)] if models else []
         found += [api_bench.bench_import(path) for path in imports]
-    if json_:
+    _print(found, "json" if json_ else "csv" if csv else "tables", export, every)
+    if any(row.timing is not None and row.timing.interrupted for b in found[:1] for row in b.rows):
+        raise typer.Exit(INTERRUPTED)
+
+
+def _print(found: Sequence[Bench], form: str, export: Path | None, every: bool) -> None:
+    from onnxprune.report import benches
+
+    if form == "json":
         typer.echo(json.dumps(benches.plain(found), indent=2, sort_keys=True, default=str))
-    elif csv:
+    elif form == "csv":
         typer.echo(benches.csv(found), nl=False)
-    elif export is not None and models:
+    elif export is not None:
         show(benches.exported(found[0], export))
     else:
         show(benches.tables(found, every))
-    if any(row.timing is not None and row.timing.interrupted for b in found[:1] for row in b.rows):
-        raise typer.Exit(INTERRUPTED)
 
 
 def pair(option: str, text: str) -> tuple[str, str]:
