@@ -46,10 +46,16 @@ class _Batch(BaseModel):
     models: list[_Timed]
 
 
+class _Target(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    provider: str
+    threads: int
+
+
 class _Result(BaseModel):
     format: int
     machine: dict[str, Any]
-    target: dict[str, Any]
+    target: _Target
     batches: list[_Batch]
 
 
@@ -134,9 +140,10 @@ def imported(path: Path) -> Bench:
     rows = tuple(row for batch in found.batches for row in _rows(path, batch))
     stopped = any(batch.interrupted for batch in found.batches)
     notes = ["interrupted: the figures are those of fewer runs"] if stopped else []
-    single = found.target.get("provider") == CPU_NAME and found.target.get("threads") == 1
+    target = found.target.model_dump()
+    single = found.target.provider == CPU_NAME and found.target.threads == 1
     notes += busy(rows, single)
-    return Bench(rows, found.target, found.machine, notes=tuple(notes), name=path.stem)
+    return Bench(rows, target, found.machine, notes=tuple(notes), name=path.stem)
 
 
 def _rows(path: Path, batch: _Batch) -> list[Row]:

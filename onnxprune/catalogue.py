@@ -23,6 +23,8 @@ class Provider:
         plugin: the module of a plug-in, whose ``get_library_path`` tells where the library lies;
             None where the provider is built in.
         hardware: the kind of device that a plug-in is for; on any other it only simulates.
+        told: options that a function of the plug-in's module tells, where the user gives no option
+            of the same kind (``backend_...``).
     """
 
     name: str
@@ -32,6 +34,7 @@ class Provider:
     threads: str | None = None
     plugin: str | None = None
     hardware: str | None = None
+    told: tuple[tuple[str, str], ...] = ()
 
 
 def _pip(package: str) -> str:
@@ -131,6 +134,7 @@ PROVIDERS: Final = {
             _QNN,
             plugin="onnxruntime_qnn",
             hardware="NPU",
+            told=(("backend_path", "get_qnn_htp_path"),),
         ),
         Provider("tensorrt", "TensorrtExecutionProvider", _alone("onnxruntime-gpu"), _TENSORRT),
         Provider(

@@ -237,12 +237,16 @@ def peak_bytes(path: Path, target: Target, arrays: Mapping[str, Array]) -> int |
 def plain(target: Target) -> dict[str, Any]:
     """The target as ``onnxprune.remote`` wants it."""
     row = provider(target.ep)
-    given = {**({row.threads: str(target.threads)} if row.threads else {}), **target.options}
+    threads = {row.threads: str(target.threads)} if row.threads else {}
     return {
         "threads": target.threads,
         "provider": row.ort_name,
-        "options": given,
+        "options": {
+            **({row.threads: str(target.threads)} if row.threads else {}),
+            **target.options,
+        },
         "plugin": row.plugin,
+        "told": dict(row.told),
     }
 
 

@@ -114,7 +114,7 @@ def open_session(
     options = session_options(model, target)
     if configure is not None:
         configure(options)
-    given = {**({row.threads: str(target.threads)} if row.threads else {}), **target.options}
+    given = given_options(row, target)
     try:
         if folder is not None and isinstance(model, onnx.ModelProto) and _has_outside(model):
             key = "session.model_external_initializers_file_folder_path"
@@ -142,6 +142,16 @@ def open_session(
     if row.ort_name != CPU_NAME:
         _must_run(session, row)
     return session
+
+
+def given_options(row: Provider, target: Target) -> dict[str, str]:
+    """The provider's options: threads, what its plug-in tells, and the user's."""
+    given = {row.threads: str(target.threads)} if row.threads else {}
+    kinds = {name.partition("_")[0] for name in target.options}
+    for name, function in row.told:
+        if row.plugin is not None and name.partition("_")[0] not in kinds:
+            given[name] = str(getattr(import_module(row.plugin), function)())
+    return {**given, **target.options}
 
 
 def session_options(model: onnx.ModelProto | Path, target: Target) -> ort.SessionOptions:

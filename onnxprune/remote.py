@@ -62,7 +62,11 @@ def open_session(model: str, optimization: str, target: dict[str, Any]) -> Any:
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     name, given = target["provider"], target["options"]
     if target.get("plugin"):
-        library = import_module(target["plugin"]).get_library_path()
+        module = import_module(target["plugin"])
+        library = module.get_library_path()
+        kinds = {option.partition("_")[0] for option in given}
+        told = {k: v for k, v in target.get("told", {}).items() if k.partition("_")[0] not in kinds}
+        given = {**given, **{k: getattr(module, v)() for k, v in told.items()}}
         if not _devices(ort, library):
             ort.register_execution_provider_library(name, library)
         options.add_provider_for_devices(_devices(ort, library)[:1], given)
@@ -213,7 +217,7 @@ def main() -> None:
         settings = json.load(file)
     target = settings["target"]
     if given.provider:
-        target.update(provider=given.provider, options={}, plugin=given.plugin)
+        target.update(provider=given.provider, options={}, plugin=given.plugin, told={})
     target["threads"] = given.threads or target["threads"]
     target["options"].update(text.split("=", 1) for text in given.option)
     settings["runs"] = given.runs or settings["runs"]

@@ -321,6 +321,7 @@ def test_a_folder_that_is_not_empty_stays(pair: list[Path], tmp_path: Path) -> N
     ("change", "message"),
     [
         ({"format": 9}, "has format 9, this onnxprune reads 1"),
+        ({"target": {}}, "is no result of an exported benchmark: Field required"),
         ({"batches": 3}, "is no result of an exported benchmark"),
         ({"phases": [0, 1]}, "is damaged: runs of a model are missing or out of order"),
         ({"phases": [1, 0, 0]}, "is damaged"),
@@ -338,7 +339,8 @@ def test_results_that_can_not_be(change: dict[str, Any], message: str, tmp_path:
         "cpu_ms": [1.0, 2.0, 3.0],
     }
     batch = {"batch": 1, "phases": [0, 0, 1], "interrupted": True, "models": [model]}
-    result = {"format": 1, "machine": {}, "target": {"threads": 1}, "batches": [batch]}
+    target = {"threads": 1, "provider": "OtherExecutionProvider"}
+    result = {"format": 1, "machine": {}, "target": target, "batches": [batch]}
     path = tmp_path / "r.json"
     path.write_text(json.dumps(result))
     assert carrying.imported(path).notes == ("interrupted: the figures are those of fewer runs",)

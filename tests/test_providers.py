@@ -222,3 +222,13 @@ def test_targets_that_can_not_be() -> None:
         Target(threads=0)
     with pytest.raises(OnnxPruneError, match="no graph optimization 'most': give one of disable"):
         Target(optimization="most")
+
+
+def test_options_that_a_plugin_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = SimpleNamespace(get_qnn_htp_path=lambda: "htp.so")
+    monkeypatch.setattr(providers, "import_module", lambda _: module)
+    row = catalogue.PROVIDERS["qnn"]
+    plain = providers.given_options(row, Target("qnn", options={"soc_model": "1"}))
+    assert plain == {"backend_path": "htp.so", "soc_model": "1"}
+    own = providers.given_options(row, Target("qnn", options={"backend_type": "cpu"}))
+    assert own == {"backend_type": "cpu"}
