@@ -241,10 +241,7 @@ def plain(target: Target) -> dict[str, Any]:
     return {
         "threads": target.threads,
         "provider": row.ort_name,
-        "options": {
-            **({row.threads: str(target.threads)} if row.threads else {}),
-            **target.options,
-        },
+        "options": {**threads, **target.options},
         "plugin": row.plugin,
         "told": dict(row.told),
     }

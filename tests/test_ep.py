@@ -23,13 +23,11 @@ from tests import tiny
 from tests.zoo import fill
 
 EP = os.environ.get("ONNXPRUNE_EP", "")
-# Of the largest value; webgpu computes in float32, the HTP in float16.
-TOLERANCES = {"openvino": 1e-4, "webgpu": 1e-4, "qnn": 3e-2}
+TOLERANCE = 1e-4  # of the largest value
 SIMULATED = ("webgpu", "qnn")
-MODELS = ("tiny", "timm/mobilenetv3_small_050", "timm/repvgg_a0")
-# What a provider leaves to the CPU: the largest share of the nodes.
-LEFT = {"openvino": 0.0, "webgpu": 0.0, "qnn": 0.0}
-
+# The HTP simulator runs out of memory compiling HardSwish and attention, pruned or not.
+LIGHT = "timm/mnasnet_small" if EP == "qnn" else "timm/mobilenetv3_small_050"
+MODELS = ("tiny", LIGHT, "timm/repvgg_a0")
 pytestmark = pytest.mark.skipif(not EP, reason="make test-ep runs these, each in its own venv")
 
 
@@ -63,24 +61,23 @@ def test_original_and_pruned_run_there_and_are_right(name: str) -> None:
     assert report.after.macs < report.before.macs
     for proto in (own.proto, small):
         shares = providers.assignment(runtime.session(proto, None, Target(EP)))
-        left = sum(s for provider, s in shares.items() if provider != PROVIDERS[EP].ort_name)
-        assert left <= LEFT[EP], shares
-        assert compared(proto, feeds) <= TOLERANCES[EP]
+        assert shares == {PROVIDERS[EP].ort_name: 1.0}
+        assert compared(proto, feeds) <= TOLERANCE
 
 
 def test_bench(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
-    own = model("timm/mobilenetv3_small_050")
+    own = model(LIGHT)
     onnx.save(own.proto, path)
     small = tmp_path / "small.onnx"
     onnxprune.prune(path, macs=0.3, output=small)
     found = onnxprune.bench(path, small, ep=EP, runs=10, profile=True)
     for row in found.rows:
         assert (row.timing is None) == (EP in SIMULATED)
-        assert (row.shares or {})[PROVIDERS[EP].ort_name] >= 1 - LEFT[EP]
+        assert row.shares == {PROVIDERS[EP].ort_name: 1.0}
         if row.timing is None:
             assert row.difference is not None
-            assert row.difference <= TOLERANCES[EP]
+            assert row.difference <= TOLERANCE
         else:
             assert row.timing.runs == 10
     assert bool(found.profiles) == (EP not in SIMULATED)
