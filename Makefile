@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := check
-.PHONY: demo test test-ep check static bench clean
+.PHONY: demo test test-ep check static bench bench-web clean
 
 check: static
 	$(BIN)/pytest -q -m "not slow"
@@ -28,6 +28,9 @@ demo: $(VENV)/stamp-demo
 bench: $(VENV)/stamp-bench
 	PYTHONPATH=. $(BIN)/python benchmarks/coverage.py
 	PYTHONPATH=. $(BIN)/python benchmarks/speed.py
+
+bench-web: $(VENV)/stamp-demo
+	PYTHONPATH=. $(BIN)/python -m benchmarks.web
 
 clean:
 	rm -rf $(VENV) .venv-ep-* build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

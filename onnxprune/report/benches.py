@@ -102,7 +102,7 @@ def _figures(row: Row, base: bool) -> list[str]:
         f"{half:.1f} %",
         milliseconds(timing.p90_ms),
         milliseconds(timing.p99_ms),
-        milliseconds(timing.cpu_ms),
+        milliseconds(timing.cpu_ms) if timing.cpu_ms else "-",
         "" if base else ratio,
         "" if base else row.verdict,
         f"{row.throughput or 0:.1f}",
