@@ -13,8 +13,8 @@ from onnx import helper
 
 from onnxprune import runtime
 from onnxprune.coupling import Coupling
-from onnxprune.full import kept_part
 from onnxprune.errors import RunError
+from onnxprune.full import kept_part
 from onnxprune.model import Array, Node, operator, subgraphs
 from onnxprune.oracle import FLOATS, masked
 from onnxprune.plan import Keep

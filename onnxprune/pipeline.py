@@ -196,3 +196,74 @@ def _finish(
     else:
         notes = [*notes, "not verified: the proof was switched off"]
     before, after, rows = explaining.costs(coupling, keep)
+    report = Report(
+        name=coupling.model.name,
+        settings=settings,
+        before=before,
+        after=after,
+        groups=rows,
+        verification=verification,
+        seconds=run.seconds,
+        notes=tuple(notes),
+        plan=plan,
+        inputs=explaining.input_shapes(coupling),
+        recovery=layers,
+    )
+    if failure is not None:
+        _write(run, report, None, None)
+        raise VerificationError(failure, report)
+    _write(run, report, plan, None if target is None else (proto, target, coupling.model))
+    if target is None:
+        proto = files.with_data(proto, coupling.model.folder)
+    return _like(run.source, proto), report
+
+
+def _write(
+    run: Run,
+    report: Report,
+    plan: Plan | None,
+    model: tuple[onnx.ModelProto, Path, Model] | None,
+) -> None:
+    """Write the model, the plan and the report: all or none; of a failure the report alone."""
+    with files.together() as write:
+        if model is not None:
+            proto, target, original = model
+            with run.step("write"):
+                if target.suffix == mobile.ORT_FORMAT:
+                    mobile.write_ort(proto, original.folder, target, write)
+                else:
+                    files.save(proto, target, original.folder, original.proto, write)
+        with files.together() as beside:  # these are renamed before the model is
+            if run.plan_output is not None and plan is not None:
+                beside(Path(run.plan_output), _text(plan.to_json()))
+            if run.report_output is not None:
+                beside(Path(run.report_output), _text(report.to_json()))
+
+
+def _text(text: str) -> files.Fill:
+    return lambda path: path.write_text(text, encoding="utf-8")
+
+
+def _merged(coupling: Coupling, keep: Mapping[int, Mask], plan: Plan) -> dict[str, Array] | None:
+    """The values of the parameters that take over what removed near-copies did."""
+    if plan.merge_seed is None:
+        return None
+    return merge_weights(coupling, merges(coupling, keep, plan.merge_seed))
+
+
+def _batches(given: Calibration, model: Model) -> Sequence[Feeds] | None:
+    """Calibration inputs, each batch as the model wants it."""
+    return None if given is None else [data.check_inputs(batch, model) for batch in given]
+
+
+def _feeds(inputs: Inputs, model: Model) -> Feeds | None:
+    return data.load_inputs(Path(inputs), model) if isinstance(inputs, str | Path) else inputs
+
+
+def _like(source: Any, proto: onnx.ModelProto) -> Any:
+    """The result in the kind that the caller gave."""
+    if isinstance(source, str | os.PathLike | onnx.ModelProto | Model):
+        return proto
+    import onnx_graphsurgeon as gs
+
+    return gs.import_onnx(proto)

@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper
 from onnxprune import runtime
 from onnxprune.model import Array, captures, first_name
 from onnxprune.shapes import stored
+from onnxprune.target import Target
 from onnxprune.views import sort
 
 
@@ -117,7 +118,7 @@ class Stepper:
         if not wanted or not batches:
             return results
         part, reads = self._part(nodes, set(made), wanted)
-        session = runtime.session(part, self.folder, self.threads)
+        session = runtime.session(part, self.folder, Target(threads=self.threads))
         for k, batch in enumerate(batches):
             feeds = {x: changes[x][k] if x in changes else self.values[x][batch] for x in reads}
             for name, value in zip(wanted, runtime.run(session, feeds, wanted), strict=True):

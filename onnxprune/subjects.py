@@ -15,6 +15,7 @@ import onnx
 from onnx import external_data_helper
 
 from onnxprune import data, files, remote, shapes
+from onnxprune.dynamic import dynamic_axes
 from onnxprune.errors import OnnxPruneError
 from onnxprune.mobile import ORT_FORMAT
 from onnxprune.model import Array, Model
@@ -163,7 +164,7 @@ def sized(model: Model, sizes: Mapping[str, Sequence[int]]) -> tuple[Model, str]
     Raises:
         OnnxPruneError: there is no such input, or the shape can't be its.
     """
-    symbols = shapes.dynamic_axes(model.proto)
+    symbols = dynamic_axes(model.proto)
     for name, shape in sizes.items():
         if name not in symbols:
             known = ", ".join(f"'{x}'" for x in symbols)
@@ -194,7 +195,7 @@ def sized(model: Model, sizes: Mapping[str, Sequence[int]]) -> tuple[Model, str]
 
 def _check_shape(model: Model, name: str, shape: Sequence[int]) -> None:
     declared = model.shape(name) or ()
-    fixed = shapes.dynamic_axes(model.proto)[name]
+    fixed = dynamic_axes(model.proto)[name]
     fits = len(declared) == len(shape) and all(
         symbol is not None or size == wanted
         for symbol, size, wanted in zip(fixed, declared, shape, strict=True)
@@ -209,7 +210,7 @@ def _check_shape(model: Model, name: str, shape: Sequence[int]) -> None:
 
 def _batched(proto: onnx.ModelProto) -> list[str]:
     """The inputs whose first axis is dynamic."""
-    return [name for name, own in shapes.dynamic_axes(proto).items() if own and own[0] is not None]
+    return [name for name, own in dynamic_axes(proto).items() if own and own[0] is not None]
 
 
 def _repeated(arrays: Mapping[str, Array], batched: Sequence[str], size: int) -> dict[str, Array]:

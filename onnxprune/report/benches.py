@@ -10,9 +10,10 @@ from typing import Any, Final
 
 from rich.console import Group, RenderableType
 
+from onnxprune.amounts import count, size
 from onnxprune.measuring import Bench, Row
 from onnxprune.profile import Change, Layer, Profile, changes
-from onnxprune.report.figures import count, milliseconds, size
+from onnxprune.report.figures import milliseconds
 from onnxprune.report.tables import table
 
 SHOWN: Final = 20

@@ -21,4 +21,4 @@ def milliseconds(number: float) -> str:
     """Milliseconds with three digits; long times in seconds."""
     if number >= THOUSAND:
         return f"{number / THOUSAND:.2f} s"
-    return f"{number:.{max(0, DIGITS - len(str(int(number))))}f} ms"
+    return f"{number:.{max(0, 3 - len(str(int(number))))}f} ms"
