@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := check
-.PHONY: demo test check static bench clean
+.PHONY: demo test test-ep check static bench bench-web clean
 
 check: static
 	$(BIN)/pytest -q -m "not slow"
 
 test: static
 	$(BIN)/pytest -q -n 2
+
+# Execution providers exclude each other: each is tested in a venv of its own, .venv-ep-NAME.
+test-ep: $(VENV)/stamp-dev
+	$(BIN)/python benchmarks/eps.py
 
 static: $(VENV)/stamp-dev
 	$(BIN)/ruff format --check .
@@ -25,8 +29,11 @@ bench: $(VENV)/stamp-bench
 	PYTHONPATH=. $(BIN)/python benchmarks/coverage.py
 	PYTHONPATH=. $(BIN)/python benchmarks/speed.py
 
+bench-web: $(VENV)/stamp-demo
+	PYTHONPATH=. $(BIN)/python -m benchmarks.web
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-ep-* build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find onnxprune passes tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/stamp-dev: pyproject.toml constraints.txt

@@ -19,6 +19,7 @@ from rich.console import Console
 import onnxprune
 from onnxprune.passes.benchmark import Timing, benchmark
 from onnxprune.report import tables
+from onnxprune.target import Target
 
 MODEL = Path("models/ch_PP-OCRv4_det_infer.onnx")
 SIDE = 320
@@ -65,7 +66,7 @@ def main() -> None:
         image = np.random.default_rng(0).standard_normal((1, 3, SIDE, SIDE), np.float32)
         models = [(onnx.load(path), None) for path in (source, target)]
         name = models[0][0].graph.input[0].name
-        timings = benchmark(models, {name: image}, runs=wanted.runs, threads=THREADS)
+        timings = benchmark(models, {name: image}, target=Target(threads=THREADS), runs=wanted.runs)
         console.print(said((timings[0], timings[1])))
         console.print(
             "Accuracy is not recovered yet: this is the pruned structure with its original weights."

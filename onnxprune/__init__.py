@@ -13,8 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxprune import errors
-    from onnxprune.api import apply, explain, inspect, load, prune, register_rule, save, verify
+    from onnxprune.api import (
+        apply,
+        bench,
+        explain,
+        inspect,
+        load,
+        prune,
+        register_rule,
+        save,
+        verify,
+    )
     from onnxprune.cost import Cost
+    from onnxprune.measuring import Bench
     from onnxprune.model import Model
     from onnxprune.plan import Plan
     from onnxprune.results import Inspection, Report
@@ -24,18 +35,30 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Cost": "onnxprune.cost",
+    "Bench": "onnxprune.measuring",
     "Inspection": "onnxprune.results",
     "Model": "onnxprune.model",
     "Plan": "onnxprune.plan",
     "Report": "onnxprune.results",
     "Verification": "onnxprune.verdict",
     **dict.fromkeys(
-        ("apply", "explain", "inspect", "load", "prune", "register_rule", "save", "verify"),
+        (
+            "apply",
+            "bench",
+            "explain",
+            "inspect",
+            "load",
+            "prune",
+            "register_rule",
+            "save",
+            "verify",
+        ),
         "onnxprune.api",
     ),
 }
 
 __all__ = [
+    "Bench",
     "Cost",
     "Inspection",
     "Model",
@@ -44,6 +67,7 @@ __all__ = [
     "Verification",
     "__version__",
     "apply",
+    "bench",
     "errors",
     "explain",
     "inspect",

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from onnxprune import explaining, pipeline
 from onnxprune.amounts import amount, share
+from onnxprune.api_bench import bench, bench_import
 from onnxprune.budget import MAX_RATIO, Budget, Options, Scope
 from onnxprune.calibration import SAMPLES
 from onnxprune.coupling import Coupling
@@ -273,6 +274,8 @@ __all__: Sequence[str] = [
     "Options",
     "analyse",
     "apply",
+    "bench",
+    "bench_import",
     "explain",
     "inspect",
     "load",

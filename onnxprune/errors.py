@@ -25,6 +25,14 @@ class NothingToPruneError(OnnxPruneError):
     """The model has no group that may be pruned."""
 
 
+class RunError(OnnxPruneError):
+    """ONNX Runtime can't load or run the model."""
+
+
+class ProviderError(OnnxPruneError):
+    """An execution provider is unknown, not installed, refuses its options, or ran nothing."""
+
+
 class RuleError(OnnxPruneError):
     """A rule line breaks the notation, or does not fit the node it is used on."""
 

@@ -13,6 +13,7 @@ from onnx import helper
 
 from onnxprune import runtime
 from onnxprune.coupling import Coupling
+from onnxprune.errors import RunError
 from onnxprune.full import kept_part
 from onnxprune.model import Array, Node, operator, subgraphs
 from onnxprune.oracle import FLOATS, masked
@@ -85,7 +86,7 @@ class Pair:
             widen(proto, folder)
         try:
             session = runtime.session(proto, folder, optimize=fuse)
-        except runtime.RunError:
+        except RunError:
             if not (fuse and retry):
                 raise
             # Some fusions drop a value that is asked for, and then ONNX Runtime misses it.

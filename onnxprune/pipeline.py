@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx
 
-from onnxprune import data, explaining, files
+from onnxprune import data, explaining, files, mobile
 from onnxprune.axes import Mask
 from onnxprune.budget import check, check_patterns
 from onnxprune.choosing import Choice, Progress, Rules, analyse, choose
@@ -261,7 +261,10 @@ def _write(
         if model is not None:
             proto, target, original = model
             with run.step("write"):
-                files.save(proto, target, original.folder, original.proto, write)
+                if target.suffix == mobile.ORT_FORMAT:
+                    mobile.write_ort(proto, original.folder, target, write)
+                else:
+                    files.save(proto, target, original.folder, original.proto, write)
         with files.together() as beside:  # these are renamed before the model is
             if run.plan_output is not None and plan is not None:
                 beside(Path(run.plan_output), _text(plan.to_json()))

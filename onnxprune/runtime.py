@@ -1,68 +1,43 @@
-"""ONNX Runtime: sessions with stated threads, and the values of constant parts of a graph."""
+"""ONNX Runtime: sessions and runs, and the values of constant parts of a graph."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import onnx
 import onnxruntime as ort
-from onnx import external_data_helper, numpy_helper
+from onnx import numpy_helper
 
-from onnxprune.errors import OnnxPruneError
+from onnxprune.errors import RunError
 from onnxprune.model import Array, captures
+from onnxprune.providers import brief, open_session
+from onnxprune.target import Target
 
-ort.set_default_logger_severity(4)
 Feeds = Mapping[str, Array]
 Runner = Callable[[Feeds], Mapping[str, Any]]  # outputs by name
-MESSAGE_LIMIT = 300
-
-
-class RunError(OnnxPruneError):
-    """ONNX Runtime can't load or run the model."""
+CPU: Final = Target()
 
 
 def session(
-    proto: onnx.ModelProto, folder: Path | None, threads: int = 1, optimize: bool = True
+    proto: onnx.ModelProto, folder: Path | None, target: Target = CPU, optimize: bool = True
 ) -> ort.InferenceSession:
-    """A CPU session of a model in memory.
+    """A session of a model in memory.
 
     Args:
         proto: the model; external data is looked for in ``folder``.
         folder: where the model's file lies.
-        threads: threads inside an operator.
+        target: what it runs on: the CPU with one thread where absent.
         optimize: whether ORT may fuse and rearrange the graph.
 
     Raises:
         RunError: ORT refuses the model.
+        ProviderError: the target's provider is not there, or ran nothing.
     """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    if not optimize:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    elif any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in proto.graph.initializer):
-        # ORT 1.31 and 1.32 end the process when they fully optimise some float16 transformers.
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    providers = ["CPUExecutionProvider"]
-    try:
-        if folder is not None and any(
-            external_data_helper.uses_external_data(t) for t in proto.graph.initializer
-        ):
-            options.add_session_config_entry(
-                "session.model_external_initializers_file_folder_path", str(folder)
-            )
-        return ort.InferenceSession(
-            proto.SerializeToString(), options, providers=providers, enable_fallback=0
-        )
-    except Exception as error:
-        raise RunError(f"ONNX Runtime can't load the model: {_brief(error)}") from error
-
-
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:MESSAGE_LIMIT]
+    wanted = target if optimize else replace(target, optimization="disable")
+    return open_session(proto, folder, wanted)
 
 
 def run(session_: ort.InferenceSession, feeds: Feeds, outputs: Sequence[str]) -> list[Array]:
@@ -74,7 +49,7 @@ def run(session_: ort.InferenceSession, feeds: Feeds, outputs: Sequence[str]) ->
     try:
         return list(session_.run(list(outputs), dict(feeds)))
     except Exception as error:
-        raise RunError(f"ONNX Runtime can't run the model: {_brief(error)}") from error
+        raise RunError(f"ONNX Runtime can't run the model: {brief(error)}") from error
 
 
 def runner(proto: onnx.ModelProto, folder: Path | None, threads: int = 1) -> Runner:
@@ -83,7 +58,7 @@ def runner(proto: onnx.ModelProto, folder: Path | None, threads: int = 1) -> Run
     Raises:
         RunError: ORT refuses the model, or fails on the feeds.
     """
-    own = session(proto, folder, threads)
+    own = session(proto, folder, replace(CPU, threads=threads))
     names = [output.name for output in own.get_outputs()]
     return lambda feeds: dict(zip(names, run(own, feeds, names), strict=True))
 

@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper
 from onnxprune import runtime
 from onnxprune.model import Array, captures, first_name
 from onnxprune.shapes import stored
+from onnxprune.target import Target
 from onnxprune.views import sort
 
 
@@ -94,7 +95,7 @@ class Stepper:
         if not wanted:
             return results
         part, reads = self._part(nodes, set(made), wanted)
-        session = runtime.session(part, self.folder, self.threads)
+        session = runtime.session(part, self.folder, Target(threads=self.threads))
         for batch in range(self.count):
             feeds = {x: self.values[x][batch] for x in reads}
             for name, value in zip(wanted, runtime.run(session, feeds, wanted), strict=True):

@@ -26,6 +26,7 @@ from onnxprune import compare
 from onnxprune.checks import complaint, contract
 from onnxprune.coupling import Coupling
 from onnxprune.data import check_inputs, random_inputs
+from onnxprune.errors import RunError
 from onnxprune.model import Array, Model
 from onnxprune.pair import (
     Pair,
@@ -39,7 +40,7 @@ from onnxprune.pair import (
 )
 from onnxprune.plan import Keep
 from onnxprune.rules.tables import ORDERING
-from onnxprune.runtime import Feeds, RunError
+from onnxprune.runtime import Feeds
 from onnxprune.verdict import Check, Verification
 
 __all__ = ["Check", "Verification", "verify"]

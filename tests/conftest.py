@@ -21,3 +21,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def regen(request: pytest.FixtureRequest) -> bool:
     """Whether golden files are to be written anew."""
     return bool(request.config.getoption("--regen"))
+
+
+@pytest.fixture(autouse=True)
+def _own_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest-xdist tells its workers a width of the terminal; a pipe has none."""
+    monkeypatch.delenv("COLUMNS", raising=False)

@@ -45,12 +45,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture(autouse=True)
-def _own_width(monkeypatch: pytest.MonkeyPatch) -> None:
-    """pytest-xdist tells its workers a width; a pipe has none."""
-    monkeypatch.delenv("COLUMNS", raising=False)
-
-
 def run(*arguments: str, code: int = 0) -> Any:
     result = CliRunner().invoke(cli.app, list(arguments))
     assert result.exit_code == code, result.output + repr(result.exception)

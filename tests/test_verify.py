@@ -14,7 +14,7 @@ from onnx import TensorProto, numpy_helper
 from onnxprune import compare, files, oracle, runtime
 from onnxprune.axes import Mask
 from onnxprune.coupling import Coupling
-from onnxprune.errors import OnnxPruneError
+from onnxprune.errors import OnnxPruneError, RunError
 from onnxprune.passes.couple import couple
 from onnxprune.passes.normalize import normalize
 from onnxprune.passes.shrink import shrink
@@ -396,7 +396,7 @@ def test_a_value_that_a_fusion_drops_is_asked_for_again(monkeypatch: pytest.Monk
     def session(proto: onnx.ModelProto, folder: Path | None, optimize: bool = True) -> Any:
         asked.append(optimize)
         if optimize and len(proto.graph.output) > 1:
-            raise runtime.RunError("a fusion dropped it")
+            raise RunError("a fusion dropped it")
         return real(proto, folder, optimize=optimize)
 
     monkeypatch.setattr(runtime, "session", session)

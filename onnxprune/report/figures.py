@@ -15,3 +15,10 @@ def removed(before: float, after: float) -> str:
 def seconds(number: float) -> str:
     """Seconds; short times in milliseconds."""
     return f"{number:.1f} s" if number >= 1 else f"{THOUSAND * number:.0f} ms"
+
+
+def milliseconds(number: float) -> str:
+    """Milliseconds with three digits; long times in seconds."""
+    if number >= THOUSAND:
+        return f"{number / THOUSAND:.2f} s"
+    return f"{number:.{max(0, 3 - len(str(int(number))))}f} ms"

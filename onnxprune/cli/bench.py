@@ -1,0 +1,235 @@
+"""The command that measures: bench."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from onnxprune.cli import options
+from onnxprune.cli.shell import INTERRUPTED, app
+from onnxprune.errors import OnnxPruneError
+from onnxprune.report.console import progress, show
+
+if TYPE_CHECKING:
+    from onnxprune.measuring import Bench
+
+HOW = "How it is run"
+LONG = "How long"
+SHOWN = "What is shown"
+ELSEWHERE = "Other machines"
+
+Models = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="MODEL...", readable=False, help="Models, .onnx or .ort files."),
+]
+Threads = Annotated[
+    int, typer.Option("--threads", help="Threads inside an operator.", rich_help_panel=HOW)
+]
+Ep = Annotated[
+    str,
+    typer.Option(
+        "--ep",
+        help="Execution provider: cpu, openvino, openvino-plugin, webgpu, qnn, xnnpack, dnnl, "
+        "cuda, tensorrt, directml, coreml, nnapi, acl or armnn.",
+        rich_help_panel=HOW,
+    ),
+]
+EpOption = Annotated[
+    list[str],
+    typer.Option(
+        "--ep-option",
+        metavar="KEY=VALUE",
+        help="An option of the provider. Repeatable.",
+        rich_help_panel=HOW,
+    ),
+]
+Optimization = Annotated[
+    str,
+    typer.Option(
+        "--graph-optimization",
+        help="disable, basic, extended, layout or all.",
+        rich_help_panel=HOW,
+    ),
+]
+Inputs = Annotated[
+    Path | None,
+    typer.Option(
+        "--inputs",
+        metavar="FILE.npz",
+        readable=False,
+        help="Real inputs by name; random ones where absent.",
+        rich_help_panel=HOW,
+    ),
+]
+Shape = Annotated[
+    list[str],
+    typer.Option(
+        "--shape",
+        metavar="NAME=1x3x224x224",
+        help="The shape of a random input. Repeatable.",
+        rich_help_panel=HOW,
+    ),
+]
+Batch = Annotated[
+    str | None,
+    typer.Option(
+        "--batch", metavar="1,8,32", help="Batch sizes, for throughput.", rich_help_panel=HOW
+    ),
+]
+Runs = Annotated[
+    int | None,
+    typer.Option(
+        "--runs",
+        min=1,
+        help="Timed runs of each model; else 50 and more, until the intervals are narrow.",
+        rich_help_panel=LONG,
+    ),
+]
+Seconds = Annotated[
+    float,
+    typer.Option(
+        "--seconds",
+        min=0,
+        help="The longest that the timed runs of a batch size may take.",
+        rich_help_panel=LONG,
+    ),
+]
+Profile = Annotated[
+    bool,
+    typer.Option("--profile", help="Say where the time goes, by layer.", rich_help_panel=SHOWN),
+]
+Mobile = Annotated[
+    bool,
+    typer.Option("--mobile", help="Say what NNAPI and CoreML would take.", rich_help_panel=SHOWN),
+]
+Csv = Annotated[
+    bool,
+    typer.Option("--csv", help="Print the rows as CSV, nothing else.", rich_help_panel=SHOWN),
+]
+Export = Annotated[
+    Path | None,
+    typer.Option(
+        "--export",
+        metavar="FOLDER",
+        readable=False,
+        help="Measure nothing: write a folder to carry to another machine.",
+        rich_help_panel=ELSEWHERE,
+    ),
+]
+Import = Annotated[
+    list[Path],
+    typer.Option(
+        "--import",
+        metavar="FILE.json",
+        readable=False,
+        help="Show what an exported folder measured, too. Repeatable.",
+        rich_help_panel=ELSEWHERE,
+    ),
+]
+
+
+@app.command()
+def bench(
+    models: Models = None,
+    threads: Threads = 1,
+    ep: Ep = "cpu",
+    ep_option: EpOption = [],  # noqa: B006  (typer copies it)
+    graph_optimization: Optimization = "all",
+    inputs: Inputs = None,
+    shape: Shape = [],  # noqa: B006
+    batch: Batch = None,
+    runs: Runs = None,
+    seconds: Seconds = 60.0,
+    seed: options.Seed = 0,
+    profile: Profile = False,
+    mobile: Mobile = False,
+    every: options.All = False,
+    json_: options.AsJson = False,
+    csv: Csv = False,
+    export: Export = None,
+    imports: Import = [],  # noqa: B006
+) -> None:
+    """Measure models side by side: latency, memory, size, and where the time goes."""
+    if not models and not imports:
+        raise OnnxPruneError("there is nothing to measure: give models, or --import FILE.json")
+    if json_ and csv:
+        raise OnnxPruneError("--json and --csv exclude each other")
+    if export is not None and not models:
+        raise OnnxPruneError("--export has nothing to carry: give models")
+    given: dict[str, Any] = {
+        "ep": ep,
+        "threads": threads,
+        "ep_options": dict(pair("--ep-option", text) for text in ep_option),
+        "graph_optimization": graph_optimization,
+        "inputs": inputs,
+        "sizes": dict(sizes(text) for text in shape),
+        "batches": batches(batch),
+        "runs": runs,
+        "seconds": seconds,
+        "seed": seed,
+        "profile": profile,
+        "mobile": mobile,
+        "export": export,
+    }
+    with progress(not (json_ or csv)) as tell:
+        from onnxprune import api_bench
+
+        found = [api_bench.bench(*models, **given, progress=tell)] if models else []
+        found += [api_bench.bench_import(path) for path in imports]
+    _print(found, "json" if json_ else "csv" if csv else "tables", export, every)
+    if any(row.timing is not None and row.timing.interrupted for b in found[:1] for row in b.rows):
+        raise typer.Exit(INTERRUPTED)
+
+
+def _print(found: Sequence[Bench], form: str, export: Path | None, every: bool) -> None:
+    from onnxprune.report import benches
+
+    if form == "json":
+        typer.echo(json.dumps(benches.plain(found), indent=2, sort_keys=True, default=str))
+    elif form == "csv":
+        typer.echo(benches.csv(found), nl=False)
+    elif export is not None:
+        show(benches.exported(found[0], export))
+    else:
+        show(benches.tables(found, every))
+
+
+def pair(option: str, text: str) -> tuple[str, str]:
+    """``KEY=VALUE``.
+
+    Raises:
+        OnnxPruneError: it has no key or no value.
+    """
+    key, _, value = text.partition("=")
+    if not key or not value:
+        raise OnnxPruneError(f"{option} '{text}' can't be read: give KEY=VALUE")
+    return key, value
+
+
+def sizes(text: str) -> tuple[str, tuple[int, ...]]:
+    """``NAME=1x3x224x224``.
+
+    Raises:
+        OnnxPruneError: it is not of this form.
+    """
+    name, _, shape = text.rpartition("=")
+    parts = shape.split("x")
+    if not name or not all(part.isdecimal() for part in parts):
+        raise OnnxPruneError(f"--shape '{text}' can't be read: give NAME=1x3x224x224")
+    return name, tuple(map(int, parts))
+
+
+def batches(text: str | None) -> Sequence[int]:
+    """``1,8,32``.
+
+    Raises:
+        OnnxPruneError: one of them is no number above 0.
+    """
+    parts = [] if text is None else [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise OnnxPruneError(f"--batch '{text}' can't be read: give numbers such as 1,8,32")
+    return [int(part) for part in parts]
