@@ -188,7 +188,11 @@ def _owners(
     optimized: onnx.GraphProto,
     parts: Sequence[tuple[str, tuple[tuple[str, str], ...]]],
 ) -> list[tuple[str, ...]]:
-    """The nodes of the file that each kernel stands for, by their first result."""
+    """The nodes of the file that each kernel stands for, by their first result.
+
+    Kernels come in the order that they ran: what a kernel needs and an earlier one made is that
+    one's.
+    """
     fixed = constants(graph)
     makers = {
         value: node
@@ -198,7 +202,6 @@ def _owners(
     }
     keys = [str(event["name"]).removesuffix(SUFFIX) for event in events]
     anchors = _anchors(makers, keys, optimized)
-    taken = {value: position for position, own in enumerate(anchors) for value in own}
     found: list[dict[str, None]] = [{} for _ in events]
     owned: set[str] = set()
     compiled = [own for _, own in parts if len(own) > 1]
@@ -217,7 +220,7 @@ def _owners(
             owned.add(key)
             found[position][key] = None
             before = (*node.input, *captures(node))
-            waiting += [v for v in before if v in makers and taken.get(v, position) == position]
+            waiting += [v for v in before if v in makers]
     ranks = {first_name(node.output): rank for rank, node in enumerate(_every(graph))}
     return [tuple(sorted(own, key=ranks.__getitem__)) for own in found]
 

@@ -190,6 +190,18 @@ def test_outside_data_counts(tmp_path: Path) -> None:
     assert onnxprune.bench(path, runs=2).rows[0].size_bytes == total
 
 
+def test_memory_counts_from_before_the_model(
+    pair: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_status", {"VmRSS": 100, "VmHWM": 130}.__getitem__)
+    np.savez(tmp_path / "in.npz", x=X)
+    target = {"threads": 1, "provider": "CPUExecutionProvider", "options": {}, "plugin": None}
+    own = (str(pair[0]), "ORT_ENABLE_ALL", target, str(tmp_path / "in.npz"))
+    assert remote.peak_bytes(*own) == 30
+    monkeypatch.setattr(remote, "_status", lambda _: None)
+    assert remote.peak_bytes(*own) is None
+
+
 @pytest.mark.slow
 def test_peak_memory_is_that_of_the_model(tmp_path: Path) -> None:
     wide = tiny.chain(3, 2048, 4096, 4)  # 2048 * 4096 * 4 bytes = 34 MB of weights
@@ -402,6 +414,12 @@ def test_ort_files_alone_need_inputs(tmp_path: Path) -> None:
     for inputs in ({"x": X}, tmp_path / "in.npz"):
         (row,) = onnxprune.bench(path, inputs=inputs, runs=2, memory=False, profile=True).rows
         assert row.timing is not None
+
+
+def test_the_ort_format_is_bound_to_no_processor(tmp_path: Path) -> None:
+    mobile.write_ort(tiny.net(), None, tmp_path / "m.ort")
+    assert b"FusedConv" in (tmp_path / "m.ort").read_bytes()
+    assert b"_nchwc" not in (tmp_path / "m.ort").read_bytes()
 
 
 def test_the_ort_format_needs_a_folder(tmp_path: Path) -> None:

@@ -266,6 +266,20 @@ def test_a_provider_that_can_not_write_its_graph_is_traced_all_the_same(
     assert [kernel.nodes for kernel in kernels] == [(key,) for key in keys(tiny.net())]
 
 
+def test_what_is_laid_out_anew_is_the_kernel_s_before_it() -> None:
+    file = [("Conv", "x", "c"), ("Erf", "c", "e"), ("Mul", "e", "y")]
+    ran = [
+        ("Conv", "x", "token1", "c_nchwc"),
+        ("Gelu", "token1", "token2", "Gelu"),
+        ("ReorderOutput", "token2", "y", "ReorderOutput"),
+    ]
+    makers = {made: helper.make_node(op, [read], [made]) for op, read, made in file}
+    nodes = [helper.make_node(op, [read], [made], name) for op, read, made, name in ran]
+    optimized = onnx.GraphProto(node=nodes)
+    keys_ = [name for *_, name in ran]
+    assert trace._anchors(makers, keys_, optimized) == [["c"], ["y"], []]
+
+
 def test_constants_belong_to_no_kernel() -> None:
     nodes = [
         helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(X[0, 0])),
