@@ -2,7 +2,8 @@
 
 Statistics of an inner value then cost one forward pass in all, however many values are asked for,
 and a weight that has just been changed is what the rest of the graph runs with. Values that depend
-on constants alone are computed where they are read and never kept.
+on constants alone are computed where they are read and never kept; what does not fit into memory
+waits on disk.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from onnx import helper, numpy_helper
 from onnxprune import runtime
 from onnxprune.model import Array, captures, first_name
 from onnxprune.shapes import stored
+from onnxprune.store import LIMIT_BYTES, Kept, Store
 from onnxprune.target import Target
 from onnxprune.views import sort
 
@@ -26,6 +28,7 @@ class Stepper:
     Attributes:
         nodes: the nodes in topological order.
         position: how many of them have run.
+        values: what is kept, by name; what does not fit into ``limit_bytes`` lies on disk.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class Stepper:
         folder: Path | None,
         feeds: Sequence[runtime.Feeds],
         threads: int = 1,
+        limit_bytes: int = LIMIT_BYTES,
     ) -> None:
         self.proto, self.folder, self.threads = proto, folder, threads
         self.tensors = stored(proto)
@@ -57,11 +61,16 @@ class Stepper:
             self.last.update(dict.fromkeys((*node.input, *captures(node)), k))
         self.outputs = [value.name for value in proto.graph.output]
         self.last.update(dict.fromkeys(self.outputs, len(self.nodes)))
-        self.values: dict[str, list[Array]] = {
-            name: [feed[name] for feed in feeds] for name in inputs
+        self.store = Store(limit_bytes)
+        self.values: dict[str, Kept] = {
+            name: self.store.keep(feed[name] for feed in feeds) for name in inputs
         }
         self.count = len(feeds)
         self.position = 0
+
+    def drop(self, name: str) -> None:
+        """Forget a value."""
+        self.values.pop(name).drop()
 
     def replace(self, name: str, value: Array) -> None:
         """Let the nodes that have not run yet read another constant."""
@@ -82,7 +91,7 @@ class Stepper:
         self.values.update(results)
         for name in list(self.values):
             if self.last.get(name, -1) < stop and name not in extra:
-                del self.values[name]
+                self.drop(name)
         self.position = stop
 
     def _run(
@@ -90,8 +99,8 @@ class Stepper:
         nodes: Sequence[onnx.NodeProto],
         made: Sequence[str],
         wanted: Sequence[str],
-    ) -> dict[str, list[Array]]:
-        results: dict[str, list[Array]] = {name: [] for name in wanted}
+    ) -> dict[str, Kept]:
+        results = {name: self.store.keep(()) for name in wanted}
         if not wanted:
             return results
         part, reads = self._part(nodes, set(made), wanted)

@@ -162,8 +162,9 @@ class _Work:
         layer = None if reason else self.solve(linear, branch, joins, own)
         for used in {name, total} - {""}:
             self.wanted[used] -= 1
-            if not self.wanted[used] and self.original.last.get(used, -1) < self.original.position:
-                self.original.values.pop(used, None)
+            over = self.original.last.get(used, -1) < self.original.position
+            if not self.wanted[used] and over and used in self.original.values:
+                self.original.drop(used)
         return Layer(node.label, 0.0, 0.0, None, reason) if reason else layer
 
     def refusal(self, linear: Linear, stored: str) -> str:

@@ -46,6 +46,7 @@ FLOORS = {
     "polynomials": 1,
     "results": 1,
     "storage": 1,
+    "store": 1,
     "verdict": 1,
     "views": 1,
     "widen": 1,

@@ -1,7 +1,9 @@
 """Laws of running a graph piece by piece: it gives what the whole gives, wherever it is cut."""
 
+from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -9,6 +11,7 @@ from numpy.typing import NDArray
 
 from onnxprune import runtime
 from onnxprune.stepping import Stepper
+from onnxprune.store import Store
 from tests.graphs import model, node, residual, weight
 from tests.zoo.fill import load
 
@@ -98,3 +101,32 @@ def test_a_new_constant_counts_for_what_has_not_run() -> None:
     stepper.advance(4)
     for r, y in zip(before, stepper.values["y"], strict=True):
         assert close(y, r - r), "w2 is the negative"
+
+
+def test_what_does_not_fit_waits_on_disk() -> None:
+    proto = load("timm/levit_128s")
+    feeds = feeds_of(proto, 2)
+    roomy, tight = Stepper(proto, None, feeds), Stepper(proto, None, feeds, limit_bytes=1 << 16)
+    for stop in (40, 90, 150, len(roomy.nodes)):
+        roomy.advance(stop)
+        tight.advance(stop)
+        for name, kept in roomy.values.items():
+            pairs = zip(kept, tight.values[name], strict=True)
+            assert all(np.array_equal(a, b) for a, b in pairs)
+    assert not roomy.store.files
+    assert tight.store.files > 4
+    assert tight.store.used_bytes <= 1 << 16
+    folder = tight.store.path().parent
+    waiting = [item for kept in tight.values.values() for item in kept._items]
+    assert sum(isinstance(item, Path) for item in waiting) == len(list(folder.iterdir()))
+    for name in list(tight.values):
+        tight.drop(name)
+    assert tight.store.used_bytes == 0
+    assert not list(folder.iterdir())
+
+
+def test_bfloat16_stays_in_memory() -> None:
+    store = Store(limit_bytes=0)
+    kept = store.keep([np.ones(3, ml_dtypes.bfloat16), np.ones(3, np.float32)])
+    assert [array.dtype.name for array in kept] == ["bfloat16", "float32"]
+    assert store.files == 1

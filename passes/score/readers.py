@@ -25,6 +25,7 @@ from onnxprune.passes.score.slices import rows
 from onnxprune.polynomials import Indices
 from onnxprune.runtime import Feeds
 from onnxprune.stepping import Stepper
+from onnxprune.store import Kept
 
 ROWS: Final = 16  # rows for each number that a node reads, at most
 LEAST_ROWS: Final = 1 << 13
@@ -107,7 +108,7 @@ class _Pass:
         place = self.stepper.index[node.key]
         self.stepper.advance(place)
         reads = {name: self.stepper.values.get(name) for name in node.inputs}
-        self.stepper.advance(place + 1, [node.outputs[0]])
+        self.stepper.advance(place + 1, [node.outputs[0], *node.inputs])
         results = self.stepper.values[node.outputs[0]]
         linear = linear_of(self.coupling, bound)
         if linear is None:
@@ -115,7 +116,7 @@ class _Pass:
         data = reads[node.inputs[linear.data]]
         return None if data is None else self.linear(linear, data, results)
 
-    def linear(self, linear: Linear, data: list[Array], results: list[Array]) -> Reader | None:
+    def linear(self, linear: Linear, data: Kept, results: Kept) -> Reader | None:
         """The reader of a node that is linear in a stored weight."""
         own = letter_sizes(linear, self.coupling.factors, {})
         values = self.coupling.model.params[linear.node.inputs[linear.weight]].read()
@@ -149,9 +150,7 @@ class _Pass:
         kept = weight if full else None
         return Reader(linear.node.label, gram, kept, energy, spread / count, positions)
 
-    def product(
-        self, bound: Bound, reads: dict[str, list[Array] | None], results: list[Array]
-    ) -> Reader | None:
+    def product(self, bound: Bound, reads: dict[str, Kept | None], results: Kept) -> Reader | None:
         """The reader of a product of two computed values: x (..., m, k) and w (..., k, n)."""
         fit, node = bound.fit, bound.node
         forms = [_form(axes) for axes in (*fit.operands[:2], *fit.results[:1])]
