@@ -23,7 +23,7 @@ static: $(VENV)/stamp-dev
 	$(BIN)/mypy
 
 demo: $(VENV)/stamp-demo
-	$(BIN)/python benchmarks/demo.py
+	PYTHONPATH=. $(BIN)/python benchmarks/demo.py
 
 bench: $(VENV)/stamp-bench
 	PYTHONPATH=. $(BIN)/python benchmarks/coverage.py
