@@ -13,12 +13,13 @@ from typing import Any, Literal
 from onnxprune import explaining, pipeline
 from onnxprune.amounts import amount, share
 from onnxprune.api_bench import bench, bench_import
+from onnxprune.api_data import evaluate, sensitivity
 from onnxprune.budget import MAX_RATIO, Budget, Options, Scope
 from onnxprune.calibration import SAMPLES
 from onnxprune.coupling import Coupling
 from onnxprune.errors import RuleError
 from onnxprune.files import load, save
-from onnxprune.judging import Data
+from onnxprune.judging import gathered
 from onnxprune.metrics import DEFAULT as METRIC
 from onnxprune.metrics import Metric
 from onnxprune.passes.score import CRITERIA, DEFAULT, DEFAULT_WITH_DATA
@@ -74,21 +75,6 @@ def _budget(ratio: float | str | None, *amounts: float | str | None) -> Budget:
         None if ratio is None else share(ratio),
         *(None if value is None else amount(value) for value in amounts),
     )
-
-
-def _data(
-    calibration: Source,
-    evaluate: Source,
-    samples: int,
-    metric: Metric,
-    max_drop: float | str | None,
-    min_fidelity: float | str | None,
-    pictures: Pictures | None,
-    seed: int,
-) -> Data:
-    gates = [None if value is None else share(value) for value in (max_drop, min_fidelity)]
-    how = pictures or Pictures()
-    return Data(calibration, evaluate, samples, metric, gates[0], gates[1], how, seed)
 
 
 def analyse(model: Any, rules: Mapping[str, str] | None = None) -> Coupling:
@@ -206,7 +192,7 @@ def prune(
     shared = scope or ("global" if calibration is None else "uniform")
     name = criterion or (DEFAULT if calibration is None else DEFAULT_WITH_DATA)
     choice = Choice(budget, Options(shared, align, *ends, ratios), name, steps, seed, recover)
-    data = _data(calibration, evaluate, samples, metric, max_drop, min_fidelity, pictures, seed)
+    data = gathered(calibration, evaluate, samples, metric, max_drop, min_fidelity, pictures, seed)
     files = (inputs, output, plan_output, report_output)
     run = Run(model, _every(rules), verify, *files, progress, data=data)
     return pipeline.prune(run, choice)
@@ -242,7 +228,7 @@ def apply(
         VerificationError: the result differs from the masked original.
         GateError: max_drop or min_fidelity says no.
     """
-    data = _data(calibration, evaluate, samples, metric, max_drop, min_fidelity, pictures, seed)
+    data = gathered(calibration, evaluate, samples, metric, max_drop, min_fidelity, pictures, seed)
     files = (inputs, output, None, report_output)
     run = Run(model, _every(rules), verify, *files, progress, data=data)
     return pipeline.replay(run, _plan(plan), recover)
@@ -276,11 +262,13 @@ __all__: Sequence[str] = [
     "apply",
     "bench",
     "bench_import",
+    "evaluate",
     "explain",
     "inspect",
     "load",
     "prune",
     "register_rule",
     "save",
+    "sensitivity",
     "verify",
 ]
