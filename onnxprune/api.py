@@ -29,6 +29,7 @@ from onnxprune.plan import Plan, read_plan
 from onnxprune.results import Inspection, Report
 from onnxprune.rules import BUILT_IN, Row, stated_row
 from onnxprune.sources import Source
+from onnxprune.trials import Sensitivity, read_sensitivity
 from onnxprune.verdict import Verification
 
 _user_rules: dict[str, Row] = {}
@@ -77,6 +78,10 @@ def _budget(ratio: float | str | None, *amounts: float | str | None) -> Budget:
     )
 
 
+def _table(given: Sensitivity | str | Path | None) -> Sensitivity | None:
+    return read_sensitivity(Path(given)) if isinstance(given, str | Path) else given
+
+
 def analyse(model: Any, rules: Mapping[str, str] | None = None) -> Coupling:
     """Load, normalize and couple.
 
@@ -117,6 +122,7 @@ def prune(
     exclude: Sequence[str] = (),
     exact_only: bool = False,
     per_group: Mapping[str, float | str] | None = None,
+    per_group_from: Sensitivity | str | Path | None = None,
     steps: int = 1,
     seed: int = 0,
     verify: bool = True,
@@ -156,6 +162,7 @@ def prune(
         exclude: leave such groups alone.
         exact_only: leave mixing groups alone.
         per_group: ratio by pattern, for the scope per-group.
+        per_group_from: what ``sensitivity`` found, or its file: shares the budget out by it.
         steps: prune in so many steps, and score again between them.
         seed: for the random criterion, hashing, and the inputs of the verification.
         verify: whether to prove the result; without it the report says so.
@@ -174,7 +181,8 @@ def prune(
         pictures: how pictures become inputs.
         evaluate: the same with labels.
         metric: ``top1``, ``top5``, ``mse``, ``module:function`` or a function.
-        max_drop: by how much the metric may get worse, absolutely.
+        max_drop: by how much the metric may get worse, absolutely; without a budget the smallest
+            model that keeps it is searched for.
         min_fidelity: what the fidelity of every output has to reach; see
             ``onnxprune.fidelity.Fidelity.value``.
 
@@ -194,7 +202,7 @@ def prune(
     choice = Choice(budget, Options(shared, align, *ends, ratios), name, steps, seed, recover)
     data = gathered(calibration, evaluate, samples, metric, max_drop, min_fidelity, pictures, seed)
     files = (inputs, output, plan_output, report_output)
-    run = Run(model, _every(rules), verify, *files, progress, data=data)
+    run = Run(model, _every(rules), verify, *files, progress, data, _table(per_group_from))
     return pipeline.prune(run, choice)
 
 

@@ -16,8 +16,8 @@ from onnxprune.metrics import Metric
 from onnxprune.pictures import Pictures
 from onnxprune.rules import stated_row
 from onnxprune.sensing import RATIOS, Plans
-from onnxprune.sensitivity import Sensitivity
 from onnxprune.sources import Source
+from onnxprune.trials import Sensitivity
 
 
 def evaluate(

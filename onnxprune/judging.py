@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -83,6 +83,12 @@ class Data:
             )
         if self.min_fidelity is not None and not self.min_fidelity <= 1:
             raise OnnxPruneError(f"min_fidelity is {self.min_fidelity:g}: it is at most 1")
+
+    def alone(self) -> Data:
+        """The data with nothing but what was read of it: it can be pickled."""
+        kept = {key: own for key, own in self._read.items() if key in ("feeds", "labelled")}
+        given = [None if own is None else "read" for own in (self.calibration, self.evaluation)]
+        return replace(self, calibration=given[0], evaluation=given[1], _read=kept)
 
     def settings(self) -> dict[str, Any]:
         """What a report says was asked for."""
@@ -267,6 +273,14 @@ class Judge:
             feeds = (feeds for feeds, _ in labelled)
         own: Iterable[Feeds] = self.data.feeds(self.model) if feeds is None else feeds
         return Judgement(fidelity(self.original, runner, own), evaluation)
+
+
+def judge_of(model: Model, data: Data) -> Judge:
+    """The judge of a model by data: the same one for the same file, which then runs once."""
+    known: Judge | None = data._read.get("judge")
+    if known is None or known.model.proto is not model.proto:
+        known = data._read["judge"] = Judge(model, data)
+    return known
 
 
 def _remembering(runner: Runner, limit: int) -> Runner:

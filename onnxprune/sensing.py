@@ -28,7 +28,7 @@ from onnxprune.passes.recover import recover
 from onnxprune.passes.score import DEFAULT, DEFAULT_WITH_DATA, check_known, score
 from onnxprune.passes.shrink import shrink
 from onnxprune.runtime import Feeds
-from onnxprune.sensitivity import Sensitivity, Trial, read_sensitivity
+from onnxprune.trials import Sensitivity, Trial, read_sensitivity
 from onnxprune.workers import results
 
 RATIOS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -184,7 +184,7 @@ def _shop(coupling: Coupling, data: Data, criterion: str, plans: Plans) -> Shop:
         raise OnnxPruneError("recovery needs inputs without labels: give them (--calibration)")
     scores = score(coupling, criterion, plans.seed, feeds=feeds or None)
     fit = feeds if plans.recover else ()
-    return Shop(coupling, scores, Judge(model, data), fit, plans.seed)
+    return Shop(coupling, scores, Judge(model, data.alone()), fit, plans.seed)
 
 
 def _digest(coupling: Coupling) -> str:

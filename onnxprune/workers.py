@@ -10,7 +10,7 @@ import hashlib
 import pickle
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final, Protocol
@@ -21,6 +21,7 @@ from onnxprune.errors import OnnxPruneError
 
 TRIES: Final = 3  # how often killed workers are replaced
 CONNECTING: Final = 10  # seconds
+CHUNK: Final = 4  # tasks of a worker, where an engine tells of many at once alone
 
 
 class Shop(Protocol):
@@ -92,28 +93,31 @@ def results(
             "'onnxprune[jobs]'"
         ) from error
     left = list(keys)
-    config, parcel = _engine(_packed(shop), jobs, cluster)
-    with config:
+    with _engine(_packed(shop), jobs, cluster) as (parcel, chunk):
         for _ in range(TRIES):
-            tasks = (joblib.delayed(_one)(parcel, key) for key in tuple(left))
-            run = joblib.Parallel(batch_size=1, return_as="generator_unordered")
             try:
-                for key, result in run(tasks):
-                    left.remove(key)
-                    yield result
-                return
+                while left:
+                    tasks = (joblib.delayed(_one)(parcel, key) for key in left[:chunk])
+                    how = "generator_unordered" if chunk is None else "list"
+                    for key, result in joblib.Parallel(batch_size=1, return_as=how)(tasks):
+                        left.remove(key)
+                        yield result
             except BrokenProcessPool:
                 continue  # what was done is done; the others begin again in new processes
+            return
     raise OnnxPruneError(
         f"workers were killed {TRIES} times, perhaps for want of memory: give fewer --jobs; what "
         "was done is kept"
     )
 
 
-def _engine(
-    parcel: Parcel, jobs: int, cluster: str | None
-) -> tuple[AbstractContextManager[Any], Parcel]:
-    """joblib's settings for an engine, and the parcel as that engine carries it.
+@contextmanager
+def _engine(parcel: Parcel, jobs: int, cluster: str | None) -> Iterator[tuple[Parcel, int | None]]:
+    """joblib set to an engine.
+
+    Yields:
+        the parcel as the engine carries it, and how many tasks it takes at a time (None: all, and
+        it tells of each as it is done).
 
     Raises:
         OnnxPruneError: the engine is not known, not installed, or can't be reached.
@@ -121,25 +125,54 @@ def _engine(
     import joblib
 
     if cluster is None:
-        return joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1), parcel
+        with joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
+            yield parcel, None
+    elif cluster == "ray":
+        with _ray(parcel) as carried:
+            yield carried
+    elif cluster.startswith("dask://"):
+        with _dask(cluster), joblib.parallel_config("dask", n_jobs=-1, scatter=[parcel]):
+            yield parcel, None
+    else:
+        raise OnnxPruneError(f"the cluster is '{cluster}': give dask://HOST:PORT or ray")
+
+
+@contextmanager
+def _dask(cluster: str) -> Iterator[None]:
+    """A connection to a scheduler; joblib finds it."""
     try:
-        if cluster == "ray":
-            import ray
-            from ray.util.joblib import register_ray
-
-            register_ray()
-            ray.init(ignore_reinit_error=True, log_to_driver=False)
-            return joblib.parallel_config("ray", n_jobs=-1), replace(
-                parcel, blob=ray.put(parcel.blob)
-            )
-        if cluster.startswith("dask://"):
-            from distributed import Client
-
-            Client(f"tcp://{cluster.removeprefix('dask://')}", timeout=CONNECTING)
-            return joblib.parallel_config("dask", n_jobs=-1, scatter=[parcel]), parcel
+        from distributed import Client
     except ImportError as error:
-        name = cluster.partition(":")[0]
-        raise OnnxPruneError(f"{name} is not installed: pip install 'onnxprune[{name}]'") from error
-    except (OSError, ConnectionError) as error:
+        raise OnnxPruneError("Dask is not installed: pip install 'onnxprune[dask]'") from error
+    try:
+        client = Client(f"tcp://{cluster.removeprefix('dask://')}", timeout=CONNECTING)
+    except (OSError, ValueError) as error:
         raise OnnxPruneError(f"the cluster '{cluster}' can't be reached: {error}") from error
-    raise OnnxPruneError(f"the cluster is '{cluster}': give dask://HOST:PORT or ray")
+    with client:
+        yield
+
+
+@contextmanager
+def _ray(parcel: Parcel) -> Iterator[tuple[Parcel, int]]:
+    """The cluster that RAY_ADDRESS names or that is connected already, else one here."""
+    try:
+        import ray
+        from ray.util.joblib import register_ray
+    except ImportError as error:
+        raise OnnxPruneError("Ray is not installed: pip install 'onnxprune[ray]'") from error
+    import joblib
+
+    register_ray()
+    mine = not ray.is_initialized()
+    if mine:
+        try:
+            ray.init(log_to_driver=False)
+        except (ConnectionError, RuntimeError) as error:
+            raise OnnxPruneError(f"the cluster 'ray' can't be reached: {error}") from error
+    try:
+        workers = max(int(ray.cluster_resources().get("CPU", 1)), 1)
+        with joblib.parallel_config("ray", n_jobs=-1):
+            yield replace(parcel, blob=ray.put(parcel.blob)), CHUNK * workers
+    finally:
+        if mine:
+            ray.shutdown()

@@ -108,6 +108,10 @@ def allotted(coupling: Coupling, found: Sensitivity, budget: Budget, options: Op
     Raises:
         OnnxPruneError: the table is of another model, or there is no budget.
     """
+    if options.per_group is not None or options.scope == "per-group":
+        raise OnnxPruneError(
+            "ratios by pattern and ratios from sensitivities are both given: give one of them"
+        )
     names = {group.name: group for group in coupling.groups}
     strangers = [trial.group for trial in found.trials if trial.group not in names]
     if strangers or not found.trials:
