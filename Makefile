@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := check
-.PHONY: demo test test-ep check static bench bench-web clean
+.PHONY: demo test test-clusters test-ep check static bench bench-web clean
 
 check: static
 	$(BIN)/pytest -q -m "not slow"
@@ -16,6 +16,11 @@ test: static
 # Execution providers exclude each other: each is tested in a venv of its own, .venv-ep-NAME.
 test-ep: $(VENV)/stamp-dev
 	$(BIN)/python benchmarks/eps.py
+
+# Dask and Ray are large: their tests skip without them. Both clusters are local, of two workers.
+test-clusters: $(VENV)/stamp-dev
+	$(PIP) -e '.[dev,dask,ray]'
+	$(BIN)/pytest -q tests/test_sensitivity.py
 
 static: $(VENV)/stamp-dev
 	$(BIN)/ruff format --check .

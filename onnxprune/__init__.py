@@ -16,17 +16,20 @@ if TYPE_CHECKING:
     from onnxprune.api import (
         apply,
         bench,
+        evaluate,
         explain,
         inspect,
         load,
         prune,
         register_rule,
         save,
+        sensitivity,
         verify,
     )
     from onnxprune.cost import Cost
     from onnxprune.measuring import Bench
     from onnxprune.model import Model
+    from onnxprune.pictures import Pictures
     from onnxprune.plan import Plan
     from onnxprune.results import Inspection, Report
     from onnxprune.verdict import Verification
@@ -38,6 +41,7 @@ _HOMES = {
     "Bench": "onnxprune.measuring",
     "Inspection": "onnxprune.results",
     "Model": "onnxprune.model",
+    "Pictures": "onnxprune.pictures",
     "Plan": "onnxprune.plan",
     "Report": "onnxprune.results",
     "Verification": "onnxprune.verdict",
@@ -45,6 +49,7 @@ _HOMES = {
         (
             "apply",
             "bench",
+            "evaluate",
             "explain",
             "inspect",
             "load",
@@ -55,6 +60,7 @@ _HOMES = {
         ),
         "onnxprune.api",
     ),
+    **dict.fromkeys(("sensitivity", "verify"), "onnxprune.api"),
 }
 
 __all__ = [
@@ -62,6 +68,7 @@ __all__ = [
     "Cost",
     "Inspection",
     "Model",
+    "Pictures",
     "Plan",
     "Report",
     "Verification",
@@ -69,12 +76,14 @@ __all__ = [
     "apply",
     "bench",
     "errors",
+    "evaluate",
     "explain",
     "inspect",
     "load",
     "prune",
     "register_rule",
     "save",
+    "sensitivity",
     "verify",
 ]
 

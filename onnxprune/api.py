@@ -13,12 +13,13 @@ from typing import Any, Literal
 from onnxprune import explaining, pipeline
 from onnxprune.amounts import amount, share
 from onnxprune.api_bench import bench, bench_import
+from onnxprune.api_data import evaluate, sensitivity
 from onnxprune.budget import MAX_RATIO, Budget, Options, Scope
 from onnxprune.calibration import SAMPLES
 from onnxprune.coupling import Coupling
 from onnxprune.errors import RuleError
 from onnxprune.files import load, save
-from onnxprune.judging import Data
+from onnxprune.judging import gathered
 from onnxprune.metrics import DEFAULT as METRIC
 from onnxprune.metrics import Metric
 from onnxprune.passes.score import CRITERIA, DEFAULT, DEFAULT_WITH_DATA
@@ -28,6 +29,7 @@ from onnxprune.plan import Plan, read_plan
 from onnxprune.results import Inspection, Report
 from onnxprune.rules import BUILT_IN, Row, stated_row
 from onnxprune.sources import Source
+from onnxprune.trials import Sensitivity, read_sensitivity
 from onnxprune.verdict import Verification
 
 _user_rules: dict[str, Row] = {}
@@ -76,19 +78,8 @@ def _budget(ratio: float | str | None, *amounts: float | str | None) -> Budget:
     )
 
 
-def _data(
-    calibration: Source,
-    evaluate: Source,
-    samples: int,
-    metric: Metric,
-    max_drop: float | str | None,
-    min_fidelity: float | str | None,
-    pictures: Pictures | None,
-    seed: int,
-) -> Data:
-    gates = [None if value is None else share(value) for value in (max_drop, min_fidelity)]
-    how = pictures or Pictures()
-    return Data(calibration, evaluate, samples, metric, gates[0], gates[1], how, seed)
+def _table(given: Sensitivity | str | Path | None) -> Sensitivity | None:
+    return read_sensitivity(Path(given)) if isinstance(given, str | Path) else given
 
 
 def analyse(model: Any, rules: Mapping[str, str] | None = None) -> Coupling:
@@ -131,6 +122,7 @@ def prune(
     exclude: Sequence[str] = (),
     exact_only: bool = False,
     per_group: Mapping[str, float | str] | None = None,
+    per_group_from: Sensitivity | str | Path | None = None,
     steps: int = 1,
     seed: int = 0,
     verify: bool = True,
@@ -170,6 +162,7 @@ def prune(
         exclude: leave such groups alone.
         exact_only: leave mixing groups alone.
         per_group: ratio by pattern, for the scope per-group.
+        per_group_from: what ``sensitivity`` found, or its file: shares the budget out by it.
         steps: prune in so many steps, and score again between them.
         seed: for the random criterion, hashing, and the inputs of the verification.
         verify: whether to prove the result; without it the report says so.
@@ -188,7 +181,8 @@ def prune(
         pictures: how pictures become inputs.
         evaluate: the same with labels.
         metric: ``top1``, ``top5``, ``mse``, ``module:function`` or a function.
-        max_drop: by how much the metric may get worse, absolutely.
+        max_drop: by how much the metric may get worse, absolutely; without a budget the smallest
+            model that keeps it is searched for.
         min_fidelity: what the fidelity of every output has to reach; see
             ``onnxprune.fidelity.Fidelity.value``.
 
@@ -206,9 +200,9 @@ def prune(
     shared = scope or ("global" if calibration is None else "uniform")
     name = criterion or (DEFAULT if calibration is None else DEFAULT_WITH_DATA)
     choice = Choice(budget, Options(shared, align, *ends, ratios), name, steps, seed, recover)
-    data = _data(calibration, evaluate, samples, metric, max_drop, min_fidelity, pictures, seed)
+    data = gathered(calibration, evaluate, samples, metric, max_drop, min_fidelity, pictures, seed)
     files = (inputs, output, plan_output, report_output)
-    run = Run(model, _every(rules), verify, *files, progress, data=data)
+    run = Run(model, _every(rules), verify, *files, progress, data, _table(per_group_from))
     return pipeline.prune(run, choice)
 
 
@@ -242,7 +236,7 @@ def apply(
         VerificationError: the result differs from the masked original.
         GateError: max_drop or min_fidelity says no.
     """
-    data = _data(calibration, evaluate, samples, metric, max_drop, min_fidelity, pictures, seed)
+    data = gathered(calibration, evaluate, samples, metric, max_drop, min_fidelity, pictures, seed)
     files = (inputs, output, None, report_output)
     run = Run(model, _every(rules), verify, *files, progress, data=data)
     return pipeline.replay(run, _plan(plan), recover)
@@ -276,11 +270,13 @@ __all__: Sequence[str] = [
     "apply",
     "bench",
     "bench_import",
+    "evaluate",
     "explain",
     "inspect",
     "load",
     "prune",
     "register_rule",
     "save",
+    "sensitivity",
     "verify",
 ]

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import onnx
 
 from onnxprune import calibration, runtime
+from onnxprune.amounts import share
 from onnxprune.calibration import SAMPLES, Labelled
 from onnxprune.errors import OnnxPruneError
 from onnxprune.fidelity import Fidelity, fidelity
 from onnxprune.metrics import DEFAULT, Evaluation, Metric, check_metric, evaluate
 from onnxprune.model import Model
 from onnxprune.pictures import Pictures
+from onnxprune.results import Jsonable
 from onnxprune.runtime import Feeds, Runner
 from onnxprune.sources import Source
 from onnxprune.synthetic import NOTE, synthetic_samples
@@ -80,6 +83,12 @@ class Data:
             )
         if self.min_fidelity is not None and not self.min_fidelity <= 1:
             raise OnnxPruneError(f"min_fidelity is {self.min_fidelity:g}: it is at most 1")
+
+    def alone(self) -> Data:
+        """The data with nothing but what was read of it: it can be pickled."""
+        kept = {key: own for key, own in self._read.items() if key in ("feeds", "labelled")}
+        given = [None if own is None else "read" for own in (self.calibration, self.evaluation)]
+        return replace(self, calibration=given[0], evaluation=given[1], _read=kept)
 
     def settings(self) -> dict[str, Any]:
         """What a report says was asked for."""
@@ -153,8 +162,24 @@ def _kind(source: Source) -> str:
     return str(source) if hasattr(source, "__fspath__") else type(source).__name__
 
 
+def gathered(
+    calibration: Source,
+    evaluation: Source,
+    samples: int,
+    metric: Metric,
+    max_drop: float | str | None,
+    min_fidelity: float | str | None,
+    pictures: Pictures | None,
+    seed: int,
+) -> Data:
+    """Data from the arguments of the interface."""
+    gates = [None if value is None else share(value) for value in (max_drop, min_fidelity)]
+    how = pictures or Pictures()
+    return Data(calibration, evaluation, samples, metric, gates[0], gates[1], how, seed)
+
+
 @dataclass(frozen=True)
-class Judgement:
+class Judgement(Jsonable):
     """What data says of a smaller model.
 
     Attributes:
@@ -164,6 +189,13 @@ class Judgement:
 
     fidelity: tuple[Fidelity, ...] = ()
     evaluation: Evaluation | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        own = self.evaluation
+        rows = [asdict(row) | {"value": row.value} for row in self.fidelity]
+        told = None if own is None else asdict(own) | {"drop": own.drop}
+        return {"evaluation": told, "fidelity": rows}
 
     def refused(self, data: Data) -> str | None:
         """Why a gate says no; None where none does."""
@@ -213,15 +245,25 @@ class Judge:
         """The metric of the original."""
         return evaluate(self.original, self.data.labelled(self.model), self.data.metric)
 
-    def judge(self, small: onnx.ModelProto) -> Judgement:
-        """Judge a smaller model, of which outside data lies where the original's does.
+    def alone(self) -> Judgement:
+        """The metric of the original, with no other model."""
+        name = check_metric(self.data.metric)
+        count = _count(self.data.labelled(self.model))
+        return Judgement((), Evaluation(name, self.before, self.before, count))
+
+    def judge(self, small: onnx.ModelProto, folder: Path | None = None) -> Judgement:
+        """Judge a smaller model.
+
+        Args:
+            small: the model.
+            folder: where its outside data lies, if not where the original's does.
 
         Raises:
             OnnxPruneError: data can't be read, does not fit, or ORT fails on it.
         """
         if not self.data.given:
             return Judgement()
-        runner = runtime.runner(small, self.model.folder, self.threads)
+        runner = runtime.runner(small, folder or self.model.folder, self.threads)
         evaluation, feeds = None, None
         if self.data.evaluation is not None:
             labelled = self.data.labelled(self.model)
@@ -231,6 +273,14 @@ class Judge:
             feeds = (feeds for feeds, _ in labelled)
         own: Iterable[Feeds] = self.data.feeds(self.model) if feeds is None else feeds
         return Judgement(fidelity(self.original, runner, own), evaluation)
+
+
+def judge_of(model: Model, data: Data) -> Judge:
+    """The judge of a model by data: the same one for the same file, which then runs once."""
+    known: Judge | None = data._read.get("judge")
+    if known is None or known.model.proto is not model.proto:
+        known = data._read["judge"] = Judge(model, data)
+    return known
 
 
 def _remembering(runner: Runner, limit: int) -> Runner:

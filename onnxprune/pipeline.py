@@ -14,12 +14,12 @@ import onnx
 
 from onnxprune import data, explaining, files, mobile
 from onnxprune.axes import Mask
-from onnxprune.budget import check, check_patterns
+from onnxprune.budget import Budget, check, check_patterns
 from onnxprune.choosing import Choice, Progress, Rules, analyse, choose
 from onnxprune.coupling import Coupling
 from onnxprune.errors import GateError, NothingToPruneError, OnnxPruneError, VerificationError
 from onnxprune.full import fitted_values
-from onnxprune.judging import Data, Judge
+from onnxprune.judging import Data, judge_of
 from onnxprune.model import Array, Model
 from onnxprune.passes.recover import recover
 from onnxprune.passes.score import MERGING, check_known, merge_weights, merges, remarks
@@ -28,6 +28,8 @@ from onnxprune.passes.verify import verify
 from onnxprune.plan import Plan, keep_of, make_plan
 from onnxprune.results import Layer, Report
 from onnxprune.runtime import Feeds
+from onnxprune.searching import is_open, smallest
+from onnxprune.trials import Sensitivity, allotted
 from onnxprune.verdict import Verification
 
 __all__ = [
@@ -59,6 +61,8 @@ class Run:
         report_output: where to write the report, also that of a verification that failed.
         progress: is told the name of each pass as it starts.
         data: for criteria, recovery, and what the result is judged by.
+        sensitivity: shares a budget out by what each group can spare.
+        notes: what the report says besides.
         seconds: time by pass.
     """
 
@@ -71,6 +75,8 @@ class Run:
     report_output: str | Path | None = None
     progress: Progress | None = None
     data: Data = field(default_factory=Data)
+    sensitivity: Sensitivity | None = None
+    notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -108,9 +114,11 @@ class Run:
 
 
 def prune(run: Run, choice: Choice) -> tuple[Any, Report]:
-    """Choose, shrink, prove, write."""
+    """Choose, recover, shrink, prove, write; without a budget, as much goes as the gates allow."""
     target = run.target()
     run.data.check()
+    if is_open(choice, run.data):
+        return _searched(run, choice)
     check(choice.budget, choice.options)
     check_known(choice.criterion)
     with run.step("load"):
@@ -119,6 +127,9 @@ def prune(run: Run, choice: Choice) -> tuple[Any, Report]:
         coupling = analyse(loaded, run.rules)
     if not coupling.groups:
         raise NothingToPruneError(explaining.nothing_to_prune(coupling))
+    if run.sensitivity is not None:
+        shared = allotted(coupling, run.sensitivity, choice.budget, choice.options)
+        choice = replace(choice, options=shared)
     notes = [
         *check_patterns(coupling, choice.options),
         *remarks(coupling, choice.criterion),
@@ -130,6 +141,20 @@ def prune(run: Run, choice: Choice) -> tuple[Any, Report]:
     plan = make_plan(coupling, keep, run.digest(), merge_seed)
     fitted = feeds if choice.recover else None
     return _finish(run, coupling, keep, plan, choice.settings(), notes, target, fitted)
+
+
+def _searched(run: Run, choice: Choice) -> tuple[Any, Report]:
+    """The smallest model that the gates let through, by bisection over its MACs."""
+    source = files.load(run.source, rules=run.rules)
+    trial = replace(run, source=source, verify=False)
+    trial = replace(trial, output=None, plan_output=None, report_output=None)
+
+    def at(share: float) -> Choice:
+        return replace(choice, budget=Budget(macs=share))
+
+    best = smallest(lambda share: prune(trial, at(share)))
+    note = f"{100 * best:.1f} % of the MACs is the least that the gates allow, found by bisection"
+    return prune(replace(run, notes=(*run.notes, note)), at(best))
 
 
 def replay(run: Run, plan: Plan, fit: bool = True) -> tuple[Any, Report]:
@@ -199,7 +224,7 @@ def _finish(
         groups=rows,
         verification=verification,
         seconds=run.seconds,
-        notes=(*notes, *run.data.notes),
+        notes=(*run.notes, *notes, *run.data.notes),
         plan=plan,
         inputs=explaining.input_shapes(coupling),
         recovery=layers,
@@ -241,7 +266,7 @@ def _judged(run: Run, coupling: Coupling, proto: onnx.ModelProto, report: Report
     if not run.data.given:
         return report
     with run.step("judge"):
-        found = Judge(coupling.model, run.data).judge(proto)
+        found = judge_of(coupling.model, run.data).judge(proto)
     report = replace(report, fidelity=found.fidelity, evaluation=found.evaluation)
     refused = found.refused(run.data)
     if refused is not None:

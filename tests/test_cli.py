@@ -436,7 +436,7 @@ def test_every_choice_of_the_library_has_an_option() -> None:
     }
     elsewhere = {"recover", "per_group", "rules", "verify", "progress"}
     elsewhere |= {"output", "plan_output", "report_output"}
-    elsewhere |= judged.SOURCES.keys() | judged.GATES.keys() | {"pictures"}
+    elsewhere |= judged.SOURCES.keys() | judged.GATES.keys() | judged.TABLE.keys() | {"pictures"}
     assert set(CHOICES) | elsewhere == keywords
 
 
@@ -624,3 +624,108 @@ def test_the_command_line_starts_without_onnx() -> None:
     code = "import onnxprune.cli, sys; print({'onnx', 'numpy', 'onnxruntime'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def samples(path: str, count: int = 24) -> None:
+    """Inputs of m.onnx, with the model's own choices as labels."""
+    x = np.random.default_rng(0).standard_normal((count, 3, 8, 8)).astype(np.float32)
+    session = ort.InferenceSession("m.onnx", providers=["CPUExecutionProvider"])
+    np.savez(path, x=x, y=session.run(None, {"x": x})[0].argmax(axis=1))
+
+
+def test_data_judges_the_result() -> None:
+    samples("d.npz")
+    data = ["--calibration", "d.npz", "--samples", "16", "--evaluate", "d.npz"]
+    shown = run(*HALF, *data, "--report", "r.json").stdout
+    for text in ("output", "cosine", "dB", "top1 of 24 samples: 100.00 % -> "):
+        assert text in shown
+    report = json.loads(Path("r.json").read_text())
+    assert report["evaluation"]["before"] == 1
+    assert report["fidelity"][0]["output"] == "y"
+    assert report["recovery"]
+    plain = json.loads(
+        run(*HALF[:2], *HALF[4:], *data, "--dry-run", "--no-recover", "--json").stdout
+    )
+    assert not plain["recovery"]
+    assert plain["settings"]["criterion"] == "obs"
+    assert plain["evaluation"]["after"] < report["evaluation"]["after"]
+
+
+def test_a_gate_that_says_no_writes_the_report_alone() -> None:
+    samples("d.npz")
+    given = ["--evaluate", "d.npz", "--max-drop", "1%", "--report", "r.json", "--plan", "p.json"]
+    result = run(*HALF, *given, code=1)
+    assert result.stderr.startswith("onnxprune: top1 fell from 1 to ")
+    assert "max_drop allows 0.01: nothing was written" in result.stderr
+    assert "wrote the report to r.json" in result.stdout
+    assert files() == {"m.onnx", "d.npz", "r.json"}
+    result = run(*HALF, "--calibration", "d.npz", "--min-fidelity", "99.99%", code=1)
+    assert "min_fidelity asks for 0.9999" in result.stderr
+    run(*HALF, "--min-fidelity", "0.5", code=2)
+    assert (
+        "'d.npz', which this command reads"
+        in run(
+            "prune", "m.onnx", "-o", "d.npz", "--ratio", "0.5", "--calibration", "d.npz", code=2
+        ).stderr
+    )
+
+
+def test_options_of_pictures_are_read() -> None:
+    given = judged.arguments(
+        {"preset": None, "mean": judged.numbers("0.5,1,2"), "size": judged.size("32x48"), "x": 1}
+    )
+    pictures = given.pop("pictures")
+    assert given == {"x": 1}
+    assert (pictures.mean, pictures.size) == ((0.5, 1, 2), (32, 48))
+    assert judged.size("224") == (224, 224)
+    for text in ("0", "3x", "axb", "4x0"):
+        with pytest.raises(OnnxPruneError, match=f"--size '{text}' can't be read: give 224 or"):
+            judged.size(text)
+    with pytest.raises(OnnxPruneError, match="'1;2' can't be read: give one number, or one a"):
+        judged.numbers("1;2")
+    refused = run(*HALF, "--calibration", ".", "--preset", "raw", "--size", "9", code=2)
+    assert "input 'x' takes pictures of 8x8, the size given is 9x9" in refused.stderr
+
+
+def test_evaluate_shows_metrics_and_fidelity() -> None:
+    samples("d.npz")
+    run(*HALF)
+    assert (
+        run("evaluate", "m.onnx", "--evaluate", "d.npz").stdout == "top1 of 24 samples: 100.00 %\n"
+    )
+    shown = run(
+        "evaluate", "m.onnx", "small.onnx", "--evaluate", "d.npz", "--metric", "top1"
+    ).stdout
+    assert "100.00 % -> " in shown
+    assert "largest error" in shown
+    told = run("evaluate", "m.onnx", "small.onnx", "--calibration", "d.npz", "--json").stdout
+    assert json.loads(told)["evaluation"] is None
+    assert json.loads(told)["fidelity"][0]["samples"] == 24
+
+
+def test_sensitivity_goes_into_prune() -> None:
+    samples("d.npz")
+    given = ["sensitivity", "m.onnx", "--calibration", "d.npz", "--ratios", "25%,0.5"]
+    shown = run(*given, "-o", "s.json").stdout
+    for text in ("fall without", "25 %", "50 %", "w1:0", "wrote 4 trials to s.json and s.csv"):
+        assert text in shown
+    assert json.loads(run(*given, "--json").stdout) == json.loads(Path("s.json").read_text())
+    assert run(*given, "--quiet").stdout == ""
+    half = ["prune", "m.onnx", "-o", "small.onnx", "--macs", "0.6", "--align", "1"]
+    shown = run(*half, "--per-group-from", "s.json").stdout
+    assert "verified" in shown
+    small = widths("small.onnx")
+    table = json.loads(Path("s.json").read_text())["trials"]
+    worst = max((t for t in table if t["ratio"] == 0.5), key=lambda t: t["fall"])
+    kept = {"w1:0": small["w1"][0] / 16, "w2:0": small["w2"][0] / 32}
+    assert kept[worst["group"]] == max(kept.values())
+    assert "--per-group-from" in run("prune", "--help").stdout
+    assert "--per-group-from" not in run("apply", "--help").stdout
+
+
+def test_gates_without_a_budget_search() -> None:
+    samples("d.npz")
+    data = ["--calibration", "d.npz", "--evaluate", "d.npz", "--max-drop", "20%"]
+    shown = run("prune", "m.onnx", "-o", "small.onnx", *data, "--align", "1").stdout
+    assert "% of the MACs is the least that the gates allow, found by bisection" in shown
+    assert widths("small.onnx")["w2"] != (32, 16, 3, 3)

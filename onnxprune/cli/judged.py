@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Final, get_type_hints
@@ -72,7 +72,8 @@ MaxDrop = Annotated[
     float | None,
     _option(
         "--max-drop",
-        "By how much the metric may get worse, absolutely: 0.01 or 1%. Else exit 1, and no model.",
+        "By how much the metric may get worse, absolutely: 0.01 or 1%; else exit 1, and no model. "
+        "Without a budget: the smallest model that keeps it.",
         parser=share,
         metavar="SHARE",
     ),
@@ -114,38 +115,50 @@ SOURCES: Final = {
     "metric": Metric,
 }
 GATES: Final = {"max_drop": MaxDrop, "min_fidelity": MinFidelity}
+PerGroupFrom = Annotated[
+    Path | None,
+    _option(
+        "--per-group-from",
+        "Share the budget out by what 'onnxprune sensitivity' wrote.",
+        metavar="FILE.json",
+        readable=False,
+    ),
+]
 RECOVERY: Final = {"no_recover": NoRecover}
-OPTIONS: Final = {**SOURCES, **RECOVERY, **GATES, **PICTURES}
+TABLE: Final = {"per_group_from": PerGroupFrom}
+OPTIONS: Final = {**SOURCES, **RECOVERY, **GATES, **TABLE, **PICTURES}
 
 
-def with_data(
-    command: Callable[..., None], without: Container[str] = frozenset()
-) -> Callable[..., None]:
+def with_data(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A command with the options on data in place of its argument ``data``.
 
     The command gets them as arguments of ``api.prune``: those that were given, alone.
+
+    Args:
+        without: names of options that it does not have.
     """
     options = {name: own for name, own in OPTIONS.items() if name not in without}
-
-    @wraps(command)
-    def run(**given: Any) -> None:
-        found = {name: given.pop(name) for name in options}
-        command(**given, data=arguments(found))
-
-    hints = get_type_hints(command, include_extras=True)
-    own = [p for p in inspect.signature(command).parameters.values() if p.name != "data"]
     kind = inspect.Parameter.KEYWORD_ONLY
     added = [
-        inspect.Parameter(
-            name, kind, default=False if name in RECOVERY else None, annotation=annotation
-        )
-        for name, annotation in options.items()
+        inspect.Parameter(name, kind, default=False if name in RECOVERY else None, annotation=own)
+        for name, own in options.items()
     ]
-    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [*(p.replace(annotation=hints[p.name], kind=kind) for p in own), *added]
-    )
-    run.__annotations__ = {**{p.name: hints[p.name] for p in own}, **options}
-    return run
+
+    def decorated(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(**given: Any) -> None:
+            found = {name: given.pop(name) for name in options}
+            command(**given, data=arguments(found))
+
+        hints = get_type_hints(command, include_extras=True)
+        own = [p for p in inspect.signature(command).parameters.values() if p.name != "data"]
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [*(p.replace(annotation=hints[p.name], kind=kind) for p in own), *added]
+        )
+        run.__annotations__ = {**{p.name: hints[p.name] for p in own}, **options}
+        return run
+
+    return decorated
 
 
 def arguments(found: dict[str, Any]) -> dict[str, Any]:
@@ -163,5 +176,5 @@ def arguments(found: dict[str, Any]) -> dict[str, Any]:
 
 def sources(data: dict[str, Any]) -> tuple[Path, ...]:
     """The files that data is read from, which nothing may be written to."""
-    given = [data.get(name) for name in ("calibration", "evaluate")]
+    given = [data.get(name) for name in ("calibration", "evaluate", "per_group_from")]
     return tuple(Path(str(path)) for path in given if path is not None)

@@ -22,7 +22,7 @@ CHOICES: Final = (
 
 
 @app.command()
-@with_data
+@with_data()
 def prune(
     ctx: typer.Context,
     model: options.ModelFile,
@@ -74,7 +74,7 @@ def prune(
 
 
 @app.command()
-@with_data
+@with_data("per_group_from")
 def apply(
     model: options.ModelFile,
     plan: options.PlanFile,

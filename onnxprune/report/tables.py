@@ -21,6 +21,7 @@ from onnxprune.metrics import TOP, Evaluation
 from onnxprune.report.figures import removed, seconds
 from onnxprune.report.operators import OperatorRow
 from onnxprune.results import FrozenRow, GroupRow, Inspection, Report
+from onnxprune.trials import Sensitivity
 
 if TYPE_CHECKING:
     from onnxprune.verdict import Verification
@@ -161,8 +162,22 @@ def judgement(rows: Sequence[Fidelity], own: Evaluation | None) -> list[Renderab
         parts.append(shown)
     if own is not None:
         before, after = (_figure(own, value) for value in (own.before, own.after))
-        parts.append(f"{own.metric} of {own.samples} samples: {before} -> {after}")
+        told = f"{before} -> {after}" if rows else before  # without a second model
+        parts.append(f"{own.metric} of {own.samples} samples: {told}")
     return parts
+
+
+def sensitivity(found: Sensitivity) -> RenderableType:
+    """What each group loses at each ratio: a row a group, a column a ratio."""
+    ratios = sorted({trial.ratio for trial in found.trials})
+    rows: dict[str, dict[float, float]] = defaultdict(dict)
+    for trial in found.trials:
+        rows[trial.group][trial.ratio] = trial.fall
+    shown = table("fall without", *(f"{100 * ratio:g} %" for ratio in ratios))
+    for name, own in rows.items():
+        cells = (f"{own[ratio]:.4f}" if ratio in own else "-" for ratio in ratios)
+        shown.add_row(short(name), *cells)
+    return shown
 
 
 def _figure(own: Evaluation, value: float) -> str:

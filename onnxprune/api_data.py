@@ -1,0 +1,105 @@
+"""The Python interface to models and data: evaluate, sensitivity; ``onnxprune.api`` shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from onnxprune import files, sensing
+from onnxprune.calibration import SAMPLES
+from onnxprune.choosing import Progress, analyse
+from onnxprune.errors import OnnxPruneError
+from onnxprune.judging import Judge, Judgement, gathered
+from onnxprune.metrics import DEFAULT as METRIC
+from onnxprune.metrics import Metric
+from onnxprune.pictures import Pictures
+from onnxprune.rules import stated_row
+from onnxprune.sensing import RATIOS, Plans
+from onnxprune.sources import Source
+from onnxprune.trials import Sensitivity
+
+
+def evaluate(
+    model: Any,
+    small: Any = None,
+    *,
+    calibration: Source = None,
+    samples: int = SAMPLES,
+    pictures: Pictures | None = None,
+    evaluate: Source = None,
+    metric: Metric = METRIC,
+    seed: int = 0,
+    threads: int = 1,
+) -> Judgement:
+    """The metric of a model on data with labels; and of a smaller one, with its fidelity.
+
+    Args:
+        model: a path, a ModelProto or a graphsurgeon Graph.
+        small: what is compared with it, if anything.
+        calibration, samples, pictures, evaluate, metric, seed: as of ``prune``.
+        threads: threads inside an operator.
+
+    Raises:
+        OnnxPruneError: there is no data, or it does not fit the models.
+    """
+    data = gathered(calibration, evaluate, samples, metric, None, None, pictures, seed)
+    data.check()
+    if evaluate is None and (small is None or calibration is None):
+        raise OnnxPruneError(
+            "there is nothing to evaluate on: give data with labels (--evaluate), or a second "
+            "model and data without (--calibration)"
+        )
+    judge = Judge(files.load(model), data, threads)
+    if small is None:
+        return judge.alone()
+    other = files.load(small)
+    return judge.judge(other.proto, other.folder)
+
+
+def sensitivity(
+    model: Any,
+    output: str | Path | None = None,
+    *,
+    calibration: Source = None,
+    samples: int = SAMPLES,
+    pictures: Pictures | None = None,
+    evaluate: Source = None,
+    metric: Metric = METRIC,
+    ratios: Sequence[float] = RATIOS,
+    criterion: str | None = None,
+    recover: bool = False,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    jobs: int = 1,
+    cluster: str | None = None,
+    seed: int = 0,
+    rules: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Sensitivity:
+    """How much the model suffers when one group alone loses channels, for each group and ratio.
+
+    Args:
+        model: a path, a ModelProto or a graphsurgeon Graph.
+        output: a .json file; it is written as results come, with a .csv beside it, and what it
+            holds already is not done again.
+        calibration, samples, pictures, evaluate, metric, seed: as of ``prune``; the fall is that
+            of the metric where there are labels, else that of the fidelity.
+        ratios: the shares that are tried.
+        criterion: what chooses the channels; see ``CRITERIA``.
+        recover: whether each trial is recovered first (much slower).
+        include, exclude: patterns of groups, as of ``prune``.
+        jobs: how many trials run at once, each on one thread.
+        cluster: ``dask://HOST:PORT`` or ``ray`` instead (extras ``dask``, ``ray``).
+        rules: rows for custom operators.
+        progress: is told each trial.
+
+    Raises:
+        OnnxPruneError: there is no data, or the file is of another model or other settings.
+    """
+    data = gathered(calibration, evaluate, samples, metric, None, None, pictures, seed)
+    rows = {op: stated_row(line) for op, line in (rules or {}).items()}
+    plans = Plans(tuple(ratios), criterion, recover, tuple(include), tuple(exclude), seed)
+    target = None if output is None else Path(output)
+    coupling = analyse(model, rows)
+    return sensing.sense(coupling, data, plans, target, jobs, cluster, progress)
