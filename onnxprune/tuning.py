@@ -23,6 +23,7 @@ from onnxprune.target import Target
 CLOSE: Final = 0.05  # how far the measured latency may be from the budget
 AIM: Final = 0.99  # of the budget: measurements scatter about it
 TRIES: Final = 6
+NOISE: Final = 0.03  # how far the two ratios may be apart before it is said
 STEEP: Final = (0.2, 3.0)  # slopes that are believed, of what a proportional model has
 Choose = Callable[[float], tuple[dict[int, Mask], tuple[str, ...]]]
 
@@ -93,9 +94,7 @@ def tune(tuner: Tuner, wanted: Goal) -> Tuned:
         try:
             keep, notes = tuner.choose(limit)
         except BudgetError as error:
-            if not tried:
-                raise
-            raise BudgetError(f"{_least(wanted, tried)}; {error}") from error
+            raise _unreachable(wanted, tried, error) from error
         if tried and _same(keep, tried[-1].keep):
             break  # there is nothing in between
         before, after = tuner.measure(keep)
@@ -108,13 +107,16 @@ def tune(tuner: Tuner, wanted: Goal) -> Tuned:
             tries=turn,
         )
         latency = tuner.latency.scaled(before.p50_ms / full)
-        tried.append(Tuned(keep, notes, pace, latency, left_of(before, after, tuner.target)))
+        left = left_of(before, after, tuner.target)
+        if abs(left * after.speedup - 1) > NOISE:
+            notes = (*notes, f"a busy machine: by low quartiles {left:.3g}x of the latency remains")
+        tried.append(Tuned(keep, notes, pace, latency, left))
         binding = predicted / full > limit * (1 - CLOSE)  # else another budget is tighter
         if abs(tried[-1].miss) <= CLOSE:
             return tried[-1]
         if tried[-1].miss < 0 and not binding:
             return _nearest(wanted, tried)
-        points.append((limit, tried[-1].left))
+        points.append((limit, left))
         limit = _corrected(points, share)
     return _nearest(wanted, tried)
 
@@ -159,6 +161,16 @@ def _nearest(wanted: Goal, tried: Sequence[Tuned]) -> Tuned:
         "no choice comes nearer"
     )
     return replace(best, notes=(*best.notes, note))
+
+
+def _unreachable(wanted: Goal, tried: Sequence[Tuned], error: BudgetError) -> BudgetError:
+    """What select said of a share of the modelled latency, in the words of what was asked for."""
+    if tried:
+        return BudgetError(f"{_least(wanted, tried)}; {error}")
+    flag, _, why = str(error).partition(": ")
+    if not flag.startswith("--latency"):
+        return error
+    return BudgetError(f"--latency {wanted.text} is out of reach: by the fitted latency {why}")
 
 
 def _least(wanted: Goal, tried: Sequence[Tuned]) -> str:

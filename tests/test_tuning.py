@@ -126,6 +126,30 @@ def test_what_can_not_be_reached_is_said_with_what_can() -> None:
         tune(tuner(rest=20.0), goal(0.3))
 
 
+def test_what_the_fit_rules_out_is_said_in_the_words_of_the_user() -> None:
+    with pytest.raises(
+        BudgetError, match=r"^--latency 0.01x is out of reach: by the fitted .* remains"
+    ):
+        tune(tuner(), goal("0.01x"))
+    with pytest.raises(BudgetError, match=r"^--macs 0.0001: "):
+        tune(tuner(macs=0.0001), goal("0.5x"))
+
+
+def test_a_busy_machine_is_said() -> None:
+    own = tuner(rest=1.0)
+    clock = own.timer
+
+    def noisy(*given: Any) -> tuple[Timing, ...]:
+        before, after = clock(*given)
+        low = [(t.p50_ms, t.p50_ms) for t in (before, after)]
+        slow = replace(after, speedup=after.speedup * 0.8, speedup_low=0.1, speedup_high=9.0)
+        return replace(before, cpu_times_ms=low[0]), replace(slow, cpu_times_ms=low[1])
+
+    found = tune(replace(own, timer=noisy), goal(0.5))
+    assert abs(found.left / 0.5 - 1) <= CLOSE
+    assert found.notes[-1].startswith("a busy machine: by low quartiles 0.")
+
+
 def test_no_choice_within_5_percent_writes_nothing() -> None:
     coupling, costs, latency = zoo()
     keep = {coupling.groups[0].factor: np.arange(coupling.groups[0].size) < 16}
