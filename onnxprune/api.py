@@ -22,6 +22,7 @@ from onnxprune.files import load, save
 from onnxprune.judging import gathered
 from onnxprune.metrics import DEFAULT as METRIC
 from onnxprune.metrics import Metric
+from onnxprune.passes.probe import probe as measure_probe
 from onnxprune.passes.score import CRITERIA, DEFAULT, DEFAULT_WITH_DATA
 from onnxprune.pictures import Pictures
 from onnxprune.pipeline import Choice, Inputs, Progress, Run
@@ -29,6 +30,9 @@ from onnxprune.plan import Plan, read_plan
 from onnxprune.results import Inspection, Report
 from onnxprune.rules import BUILT_IN, Row, stated_row
 from onnxprune.sources import Source
+from onnxprune.speed import Speed, goal
+from onnxprune.staircase import Probe, store
+from onnxprune.target import Target
 from onnxprune.trials import Sensitivity, read_sensitivity
 from onnxprune.verdict import Verification
 
@@ -82,6 +86,22 @@ def _table(given: Sensitivity | str | Path | None) -> Sensitivity | None:
     return read_sensitivity(Path(given)) if isinstance(given, str | Path) else given
 
 
+def _defaults(scope: Scope | None, criterion: str | None, calibration: Source) -> tuple[Scope, str]:
+    if calibration is None:
+        return scope or "global", criterion or DEFAULT
+    return scope or "uniform", criterion or DEFAULT_WITH_DATA
+
+
+def _ratios(texts: Mapping[str, float | str] | None) -> dict[str, float] | None:
+    return None if texts is None else {name: share(own) for name, own in texts.items()}
+
+
+def _speed(
+    latency: float | str | None, target: Target, min_speedup: float | None, force: bool
+) -> Speed:
+    return Speed(None if latency is None else goal(latency), target, min_speedup, force)
+
+
 def analyse(model: Any, rules: Mapping[str, str] | None = None) -> Coupling:
     """Load, normalize and couple.
 
@@ -113,6 +133,7 @@ def prune(
     params: float | str | None = None,
     size_bytes: float | str | None = None,
     peak_bytes: float | str | None = None,
+    latency: float | str | None = None,
     criterion: str | None = None,
     scope: Scope | None = None,
     align: Literal["auto"] | int = "auto",
@@ -129,6 +150,11 @@ def prune(
     inputs: Inputs = None,
     recover: bool = True,
     rules: Mapping[str, str] | None = None,
+    ep: str = "cpu",
+    threads: int = 1,
+    ep_options: Mapping[str, str] | None = None,
+    min_speedup: float | None = None,
+    force: bool = False,
     output: str | Path | None = None,
     plan_output: str | Path | None = None,
     report_output: str | Path | None = None,
@@ -151,6 +177,8 @@ def prune(
         params: the same for parameters.
         size_bytes: the same for the bytes of the file.
         peak_bytes: the same for the bytes of activations alive at once.
+        latency: the time of a run that may remain, as a share of the original's (``0.5``,
+            ``"0.5x"``) or in milliseconds (``"8ms"``); it is measured, and met within 5 %.
         criterion: see ``CRITERIA``.
         scope: how a budget is shared out: ``global`` (one threshold for all scores), ``uniform``
             (one ratio for all groups) or ``per-group`` (``per_group`` gives ratios by pattern).
@@ -170,6 +198,12 @@ def prune(
         recover: whether what stays is fitted to do the work of what went, where there are
             calibration inputs.
         rules: rows for custom operators.
+        ep: the execution provider that the latency is measured on, and that ``align="auto"`` is
+            for (see ``onnxprune.catalogue``).
+        threads: threads inside an operator, for both.
+        ep_options: the provider's own options.
+        min_speedup: refuse a result that is measured to be less so many times as fast.
+        force: take a result nevertheless that is slower than the original, or than that.
         output: where to write the result, once it is proved.
         plan_output: where to write the plan, with it.
         report_output: where to write the report as JSON, also that of a verification that failed.
@@ -192,18 +226,47 @@ def prune(
     Raises:
         OnnxPruneError: bad input, in one sentence.
         VerificationError: the result differs from the masked original; ``report`` says where.
-        GateError: max_drop or min_fidelity says no; ``report`` has the figures.
+        GateError: max_drop or min_fidelity says no; ``report`` has the figures. Or the result is
+            not fast enough.
     """
     budget = _budget(ratio, macs, params, size_bytes, peak_bytes)
     ends = (min_channels, share(max_ratio), tuple(include), tuple(exclude), exact_only)
-    ratios = None if per_group is None else {name: share(own) for name, own in per_group.items()}
-    shared = scope or ("global" if calibration is None else "uniform")
-    name = criterion or (DEFAULT if calibration is None else DEFAULT_WITH_DATA)
-    choice = Choice(budget, Options(shared, align, *ends, ratios), name, steps, seed, recover)
+    shared, name = _defaults(scope, criterion, calibration)
+    speed = _speed(latency, Target(ep, threads, ep_options or {}), min_speedup, force)
+    options = Options(shared, align, *ends, _ratios(per_group))
+    choice = Choice(budget, options, name, steps, seed, recover, speed)
     data = gathered(calibration, evaluate, samples, metric, max_drop, min_fidelity, pictures, seed)
     files = (inputs, output, plan_output, report_output)
     run = Run(model, _every(rules), verify, *files, progress, data, _table(per_group_from))
     return pipeline.prune(run, choice)
+
+
+def probe(
+    *,
+    ep: str = "cpu",
+    threads: int = 1,
+    ep_options: Mapping[str, str] | None = None,
+    dtype: str = "float32",
+    keep: bool = True,
+    progress: Progress | None = None,
+) -> Probe:
+    """Measure which channel counts kernels like on this machine; ``align="auto"`` goes by it then.
+
+    Args:
+        ep: the execution provider (see ``onnxprune.catalogue``).
+        threads: threads inside an operator.
+        ep_options: the provider's own options.
+        dtype: the type of the values, float32 or float16.
+        keep: whether to keep what is found in the user's cache folder.
+        progress: is told each kind of kernel as it is begun.
+
+    Raises:
+        OnnxPruneError: the provider is not there, or there is no probe for the type.
+    """
+    found = measure_probe(Target(ep, threads, ep_options or {}), dtype, tell=progress)
+    if keep:
+        store(found)
+    return found
 
 
 def apply(
@@ -274,6 +337,7 @@ __all__: Sequence[str] = [
     "explain",
     "inspect",
     "load",
+    "probe",
     "prune",
     "register_rule",
     "save",

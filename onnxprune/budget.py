@@ -9,7 +9,7 @@ from typing import Final, Literal, get_args
 
 import numpy as np
 
-from onnxprune.alignment import Align
+from onnxprune.alignment import STAIRS, Align, Stairs
 from onnxprune.amounts import count, size
 from onnxprune.axes import Mask, Values
 from onnxprune.cost import MEASURES, Cost
@@ -23,6 +23,7 @@ FLAGS: Final = {
     "params": ("--params", "parameters"),
     "size_bytes": ("--bytes", "bytes"),
     "peak_bytes": ("--peak-memory", "peak memory"),
+    "latency_ms": ("--latency", "milliseconds"),
 }
 BYTES: Final = ("size_bytes", "peak_bytes")
 
@@ -35,6 +36,7 @@ class Budget:
         ratio: the share of every group that goes, between 0 and 1.
         macs, params, size_bytes, peak_bytes: what may remain of each cost: a fraction up to 1, or
             a number above 1.
+        latency_ms: what may remain of the milliseconds of one run.
     """
 
     ratio: float | None = None
@@ -42,6 +44,7 @@ class Budget:
     params: float | None = None
     size_bytes: float | None = None
     peak_bytes: float | None = None
+    latency_ms: float | None = None
 
     def given(self) -> dict[str, float]:
         """The budgets that are given, by measure, as they were given."""
@@ -88,6 +91,7 @@ class Options:
             of a group are its own and those of its members.
         exclude: no group of which a name matches one of these.
         exact_only: no mixing group.
+        stairs: what kernels like, where ``align`` is auto.
         per_group: for the scope per-group, ratios by pattern, the first match counting; groups
             that match none lose the budget's ratio, or nothing.
     """
@@ -100,6 +104,7 @@ class Options:
     exclude: tuple[str, ...] = ()
     exact_only: bool = False
     per_group: Mapping[str, float] | None = None
+    stairs: Stairs = STAIRS
 
     def at_step(self, steps: int) -> Options:
         """The options of one step of several: each takes its part of the ratios."""

@@ -73,6 +73,22 @@ def random_inputs(model: Model, seed: int, choice: int = 0, small: bool = True) 
     return found
 
 
+def one_sample(model: Model, seed: int) -> dict[str, Array]:
+    """Random inputs for a batch of one, of the sizes that costs are given for.
+
+    Raises:
+        OnnxPruneError: an input is no tensor, or of a type that has no random values.
+    """
+    symbols = dynamic_axes(model.proto)
+    batch = {own[0] for own in symbols.values() if own} - {None}
+    found = {}
+    for name, array in random_inputs(model, seed, small=False).items():
+        own = zip(array.shape, symbols[name], strict=True)
+        single = (slice(1) if x in batch and size == BATCH[0] else slice(None) for size, x in own)
+        found[name] = array[tuple(single)]
+    return found
+
+
 def _values(
     generator: np.random.Generator, name: str, kind: int, shape: tuple[int, ...], bound: int | None
 ) -> Array:

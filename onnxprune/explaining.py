@@ -11,6 +11,7 @@ from onnxprune.axes import Layout, Opaque, Sum
 from onnxprune.cost import Cost, CostModel, cost_model, single_samples
 from onnxprune.coupling import Coupling, Group
 from onnxprune.errors import OnnxPruneError
+from onnxprune.latency import Latency, with_latency
 from onnxprune.model import subgraphs
 from onnxprune.plan import Keep
 from onnxprune.results import FrozenRow, GroupRow, Inspection
@@ -19,9 +20,12 @@ from onnxprune.rules import Unprunable, row_of
 SHOWN = 40  # members that an explanation lists
 
 
-def costs(coupling: Coupling, keep: Keep) -> tuple[Cost, Cost, tuple[GroupRow, ...]]:
-    """Costs before and after, and a row for each group."""
+def costs(
+    coupling: Coupling, keep: Keep, latency: Latency | None = None
+) -> tuple[Cost, Cost, tuple[GroupRow, ...]]:
+    """Costs before and after, with a model of the latency if there is one; a row for each group."""
     model = cost_model(coupling)
+    model = model if latency is None else with_latency(model, latency)
     counts = {factor: int(mask.sum()) for factor, mask in keep.items()}
     return model.cost({}), model.cost(counts), _rows(coupling, model, counts)
 

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from onnxprune import data, explaining, files, mobile
+from onnxprune import explaining, files, mobile
+from onnxprune.arena import arena
 from onnxprune.axes import Mask
 from onnxprune.budget import Budget, check, check_patterns
-from onnxprune.choosing import Choice, Progress, Rules, analyse, choose
+from onnxprune.choosing import (
+    ANY_SPEED,
+    Choice,
+    Progress,
+    Rules,
+    analyse,
+    choose,
+    choose_by_latency,
+)
 from onnxprune.coupling import Coupling
-from onnxprune.errors import GateError, NothingToPruneError, OnnxPruneError, VerificationError
+from onnxprune.errors import (
+    GateError,
+    NothingToPruneError,
+    RunError,
+    VerificationError,
+)
 from onnxprune.full import fitted_values
 from onnxprune.judging import Data, judge_of
 from onnxprune.model import Array, Model
@@ -26,10 +38,13 @@ from onnxprune.passes.score import MERGING, check_known, merge_weights, merges, 
 from onnxprune.passes.shrink import shrink
 from onnxprune.passes.verify import verify
 from onnxprune.plan import Plan, keep_of, make_plan
-from onnxprune.results import Layer, Report
+from onnxprune.results import Layer, Pace, Report
+from onnxprune.run import Inputs, Run, given_inputs, timed_on
 from onnxprune.runtime import Feeds
 from onnxprune.searching import is_open, smallest
-from onnxprune.trials import Sensitivity, allotted
+from onnxprune.speed import Speed, learned, measured, must_be_faster
+from onnxprune.trials import allotted
+from onnxprune.tuning import Tuned
 from onnxprune.verdict import Verification
 
 __all__ = [
@@ -44,73 +59,17 @@ __all__ = [
     "replay",
 ]
 
-Inputs = str | Path | Mapping[str, Any] | None
-
 
 @dataclass(frozen=True)
-class Run:
-    """Where a model comes from and goes to, and how it is proved.
+class _Made:
+    """What was chosen, and how."""
 
-    Attributes:
-        source: the model, as the caller gave it.
-        rules: the user's rows by operator.
-        verify: whether to prove the result.
-        inputs: real inputs for that.
-        output: where to write the result.
-        plan_output: where to write the plan, with it.
-        report_output: where to write the report, also that of a verification that failed.
-        progress: is told the name of each pass as it starts.
-        data: for criteria, recovery, and what the result is judged by.
-        sensitivity: shares a budget out by what each group can spare.
-        notes: what the report says besides.
-        seconds: time by pass.
-    """
-
-    source: Any
-    rules: Rules
-    verify: bool = True
-    inputs: Inputs = None
-    output: str | Path | None = None
-    plan_output: str | Path | None = None
-    report_output: str | Path | None = None
-    progress: Progress | None = None
-    data: Data = field(default_factory=Data)
-    sensitivity: Sensitivity | None = None
-    notes: tuple[str, ...] = ()
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[Progress | None]:
-        """Tell the caller of a pass, and time it; what is yielded is told what it is at."""
-        tell = self.progress
-        if tell is not None:
-            tell(name)
-        start = time.perf_counter()
-        yield None if tell is None else lambda detail: tell(f"{name}: {detail}")
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-    def target(self) -> Path | None:
-        """Where to write to.
-
-        Raises:
-            OnnxPruneError: it is the input, or its folder is not there.
-        """
-        if self.output is None:
-            return None
-        target = Path(self.output)
-        given = isinstance(self.source, str | os.PathLike)
-        if given and target.resolve() == Path(self.source).resolve():
-            raise OnnxPruneError(f"the output '{target}' is the input: give another path")
-        if not target.parent.is_dir():
-            raise OnnxPruneError(
-                f"'{target}' can't be written: there is no folder '{target.parent}'"
-            )
-        return target
-
-    def digest(self) -> str | None:
-        """The digest of the model's file."""
-        given = isinstance(self.source, str | os.PathLike)
-        return files.sha256(Path(self.source)) if given else None
+    keep: dict[int, Mask]
+    plan: Plan
+    settings: dict[str, Any]
+    notes: tuple[str, ...]
+    speed: Speed = ANY_SPEED
+    tuned: Tuned | None = None
 
 
 def prune(run: Run, choice: Choice) -> tuple[Any, Report]:
@@ -119,7 +78,7 @@ def prune(run: Run, choice: Choice) -> tuple[Any, Report]:
     run.data.check()
     if is_open(choice, run.data):
         return _searched(run, choice)
-    check(choice.budget, choice.options)
+    check(choice.whole_budget(), choice.options)
     check_known(choice.criterion)
     with run.step("load"):
         loaded = files.load(run.source, rules=run.rules)
@@ -130,17 +89,24 @@ def prune(run: Run, choice: Choice) -> tuple[Any, Report]:
     if run.sensitivity is not None:
         shared = allotted(coupling, run.sensitivity, choice.budget, choice.options)
         choice = replace(choice, options=shared)
+    stairs, learnt = learned(choice.speed, choice.options, run.step)
+    choice = replace(choice, options=replace(choice.options, stairs=stairs))
     notes = [
         *check_patterns(coupling, choice.options),
         *remarks(coupling, choice.criterion),
+        *learnt,
     ]
-    feeds = _batches(run.data, coupling.model)
-    keep, limits = choose(coupling, choice, run.rules, feeds, run.step)
-    notes += limits
+    batches, tuned = _batches(run.data, coupling.model), None
+    if choice.speed.goal is None:
+        keep, limits = choose(coupling, choice, run.rules, batches, run.step)
+    else:
+        feeds = timed_on(run, coupling.model, choice.seed)
+        tuned = choose_by_latency(coupling, choice, run.rules, batches, feeds, run.step)
+        keep, limits = tuned.keep, list(tuned.notes)
     merge_seed = choice.seed if choice.criterion in MERGING else None
     plan = make_plan(coupling, keep, run.digest(), merge_seed)
-    fitted = feeds if choice.recover else None
-    return _finish(run, coupling, keep, plan, choice.settings(), notes, target, fitted)
+    made = _Made(keep, plan, choice.settings(), (*notes, *limits), choice.speed, tuned)
+    return _finish(run, coupling, made, target, batches if choice.recover else None)
 
 
 def _searched(run: Run, choice: Choice) -> tuple[Any, Report]:
@@ -169,7 +135,8 @@ def replay(run: Run, plan: Plan, fit: bool = True) -> tuple[Any, Report]:
     if digest is not None and plan.model.sha256 is not None and digest != plan.model.sha256:
         notes.append(f"the plan was made for another file, '{plan.model.name}'; its names fit")
     feeds = _batches(run.data, coupling.model) if fit else None
-    return _finish(run, coupling, keep, plan, {"plan": plan.model.name}, notes, target, feeds)
+    made = _Made(keep, plan, {"plan": plan.model.name}, tuple(notes))
+    return _finish(run, coupling, made, target, feeds)
 
 
 def compare(run: Run, small: Any, plan: Plan, seed: int) -> Verification:
@@ -184,7 +151,7 @@ def compare(run: Run, small: Any, plan: Plan, seed: int) -> Verification:
         coupling,
         keep,
         other.proto,
-        inputs=_feeds(run.inputs, coupling.model),
+        inputs=given_inputs(run.inputs, coupling.model),
         seed=seed,
         values=values,
         folder=other.folder,
@@ -194,14 +161,12 @@ def compare(run: Run, small: Any, plan: Plan, seed: int) -> Verification:
 def _finish(
     run: Run,
     coupling: Coupling,
-    keep: dict[int, Mask],
-    plan: Plan,
-    settings: dict[str, Any],
-    notes: Sequence[str],
+    made: _Made,
     target: Path | None,
     feeds: Sequence[Feeds] | None,
 ) -> tuple[Any, Report]:
-    seed = int(settings.get("seed", 0))
+    keep, plan, notes = made.keep, made.plan, list(made.notes)
+    seed = int(made.settings.get("seed", 0))
     values = _merged(coupling, keep, plan)
     with run.step("shrink"):
         proto = shrink(coupling, keep, values)
@@ -212,13 +177,17 @@ def _finish(
         layers, values = fitted.layers, {**(values or {}), **fitted.values}
         proto = shrink(coupling, keep, values)
         plan = plan.model_copy(update={"recovered": True})
+    pace = _paced(run, coupling, proto, made)
     verification, failure = _proved(run, coupling, keep, proto, values, seed)
     if verification is None:
-        notes = [*notes, "not verified: the proof was switched off"]
-    before, after, rows = explaining.costs(coupling, keep)
+        notes.append("not verified: the proof was switched off")
+    elif "peak_bytes" in made.settings:
+        notes += _arenas(run, coupling.model, proto)
+    latency = made.tuned.latency if made.tuned is not None else None
+    before, after, rows = explaining.costs(coupling, keep, latency)
     report = Report(
         name=coupling.model.name,
-        settings={**settings, **run.data.settings()},
+        settings={**made.settings, **run.data.settings()},
         before=before,
         after=after,
         groups=rows,
@@ -228,6 +197,7 @@ def _finish(
         plan=plan,
         inputs=explaining.input_shapes(coupling),
         recovery=layers,
+        pace=pace,
     )
     if failure is not None:
         _write(run, report, None, None)
@@ -237,6 +207,36 @@ def _finish(
     if target is None:
         proto = files.with_data(proto, coupling.model.folder)
     return _like(run.source, proto), report
+
+
+def _paced(run: Run, coupling: Coupling, proto: onnx.ModelProto, made: _Made) -> Pace | None:
+    """How fast the result is, where that counts.
+
+    Raises:
+        GateError: not fast enough.
+    """
+    pace, speed = made.tuned.pace if made.tuned is not None else None, made.speed
+    if pace is None and speed.min_speedup is not None:
+        feeds = timed_on(run, coupling.model, 0)
+        with run.step("measure"):
+            pace = measured(coupling.model, proto, feeds, speed.target)
+    if pace is not None:
+        must_be_faster(pace, speed)
+    return pace
+
+
+def _arenas(run: Run, model: Model, proto: onnx.ModelProto) -> list[str]:
+    """What ONNX Runtime takes for activations before and after, where it tells."""
+    feeds = timed_on(run, model, 0)
+    try:
+        before, after = (arena(p, model.folder, feeds) for p in (model.proto, proto))
+    except RunError:
+        return []
+    return [
+        f"ONNX Runtime's CPU provider plans {after.planned_bytes} bytes for activations, "
+        f"{before.planned_bytes} before: it fuses nodes, pads channels and lays values out anew, "
+        "which the counted peak does not"
+    ]
 
 
 def _proved(
@@ -251,7 +251,7 @@ def _proved(
     if not run.verify:
         return None, None
     with run.step("verify"):
-        given = _feeds(run.inputs, coupling.model)
+        given = given_inputs(run.inputs, coupling.model)
         found = verify(coupling, keep, proto, inputs=given, seed=seed, values=values)
     failed = not found.ok or (keep and found.blind)
     return found, found.summary() if failed else None
@@ -311,10 +311,6 @@ def _merged(coupling: Coupling, keep: Mapping[int, Mask], plan: Plan) -> dict[st
 def _batches(given: Data, model: Model) -> Sequence[Feeds] | None:
     """Calibration inputs, each batch as the model wants it."""
     return None if given.calibration is None else given.feeds(model)
-
-
-def _feeds(inputs: Inputs, model: Model) -> Feeds | None:
-    return data.load_inputs(Path(inputs), model) if isinstance(inputs, str | Path) else inputs
 
 
 def _like(source: Any, proto: onnx.ModelProto) -> Any:

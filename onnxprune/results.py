@@ -11,6 +11,7 @@ from onnxprune.cost import Cost
 from onnxprune.fidelity import Fidelity
 from onnxprune.metrics import Evaluation
 from onnxprune.plan import Plan
+from onnxprune.target import Target
 from onnxprune.verdict import Verification
 
 
@@ -119,6 +120,33 @@ class Inspection(Jsonable):
         )
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How fast a model was and is, measured side by side.
+
+    Attributes:
+        before_ms, after_ms: the medians of a run.
+        speedup: the ratio of these; above 1 is faster.
+        speedup_low, speedup_high: its 95 % bootstrap interval.
+        target: what the models ran on.
+        asked: the latency that was asked for, as it was given; empty where none was.
+        share: what that is of the original's latency.
+        predicted_ms: what the model of the latency said of the result; None where there is none.
+        tries: how many choices were measured.
+    """
+
+    before_ms: float
+    after_ms: float
+    speedup: float
+    speedup_low: float
+    speedup_high: float
+    target: Target
+    asked: str = ""
+    share: float | None = None
+    predicted_ms: float | None = None
+    tries: int = 1
+
+
 @dataclass(frozen=True, repr=False)
 class Report(Jsonable):
     """What pruning did.
@@ -137,6 +165,7 @@ class Report(Jsonable):
         recovery: what was done to each layer, where weights were fitted.
         fidelity: how far the outputs are from the original's, where there is data.
         evaluation: the metric before and after, where there are labels.
+        pace: the measured latency, where one was asked for.
     """
 
     name: str
@@ -152,6 +181,7 @@ class Report(Jsonable):
     recovery: tuple[Layer, ...] = ()
     fidelity: tuple[Fidelity, ...] = ()
     evaluation: Evaluation | None = None
+    pace: Pace | None = None
 
     def __repr__(self) -> str:
         found, before, after = self.verification, self.before, self.after
@@ -183,7 +213,7 @@ class Report(Jsonable):
     def to_dict(self) -> dict[str, Any]:
         """Plain data; the plan has a file of its own."""
         data = {k: v for k, v in self.__dict__.items() if k != "plan"}
-        for key in ("before", "after", "verification", "evaluation"):
+        for key in ("before", "after", "pace", "verification", "evaluation"):
             data[key] = asdict(data[key]) if data[key] is not None else None
         if self.verification is not None:
             data["verification"] |= {"ok": self.verification.ok, "error": self.verification.error}

@@ -16,6 +16,7 @@ def is_open(choice: Choice, data: Data) -> bool:
     """Whether nothing but gates says how much goes."""
     free = choice.budget.ratio is None and not choice.budget.given()
     gated = data.max_drop is not None or data.min_fidelity is not None
+    free = free and choice.speed.goal is None
     return free and choice.options.per_group is None and gated
 
 

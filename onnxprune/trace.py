@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,19 +85,74 @@ def trace(
         RunError: ONNX Runtime can't load or run the model.
         ProviderError: the provider is not there, or ran nothing.
     """
+    kernels, _ = traces([(proto, folder)], feeds, target, runs, warm_up, plain=0)[0]
+    return kernels
+
+
+def traces(
+    models: Sequence[tuple[onnx.ModelProto, Path | None]],
+    feeds: runtime.Feeds,
+    target: Target,
+    runs: int = 20,
+    warm_up: int = 3,
+    plain: int = 10,
+) -> list[tuple[tuple[Kernel, ...], float]]:
+    """The same for several models whose runs take turns, and what a run takes without a profile.
+
+    Args:
+        models: each with the folder of its external data.
+        feeds: inputs by name.
+        target: what they run on.
+        runs, warm_up: runs of each with the profiler on that count, and before that.
+        plain: runs of each without it; the lower quartile is what one takes.
+
+    Raises:
+        RunError: ONNX Runtime can't load or run a model.
+        ProviderError: the provider is not there, or ran nothing.
+    """
+    found = []
+    with tempfile.TemporaryDirectory() as place:
+        opened = [_opened(*own, target, Path(place) / str(k)) for k, own in enumerate(models)]
+        sessions = [session for _, session, _ in opened]
+        outputs = [value.name for value in sessions[0].get_outputs()]
+        for _ in range(warm_up + runs):
+            for session in sessions:
+                runtime.run(session, feeds, outputs)
+        events = [json.loads(Path(s.end_profiling()).read_text("utf-8")) for s in sessions]
+        whole: list[list[float]] = [[] for _ in sessions]
+        for _ in range(plain):
+            for session, times in zip(sessions, whole, strict=True):
+                start = time.perf_counter()
+                runtime.run(session, feeds, outputs)
+                times.append((time.perf_counter() - start) * 1e3)
+        for (named, session, optimized), own, times in zip(opened, events, whole, strict=True):
+            parts = providers.placement(session).parts
+            kernels = _kernels(named.graph, own, warm_up, optimized, parts)
+            found.append((kernels, float(np.quantile(times, 0.25)) if times else 0.0))
+    return found
+
+
+def _kernels(
+    graph: onnx.GraphProto,
+    events: Sequence[Mapping[str, Any]],
+    warm_up: int,
+    optimized: onnx.GraphProto,
+    parts: Sequence[tuple[str, tuple[tuple[str, str], ...]]],
+) -> tuple[Kernel, ...]:
+    times = _own_times(events, warm_up)
+    owners = _owners(graph, [event for event, _ in times], optimized, parts)
+    return tuple(_kernel(e, ms, own) for (e, ms), own in zip(times, owners, strict=True))
+
+
+def _opened(
+    proto: onnx.ModelProto, folder: Path | None, target: Target, place: Path
+) -> tuple[onnx.ModelProto, ort.InferenceSession, onnx.GraphProto]:
+    """A copy whose nodes have names, a session of it that profiles, and the graph of that."""
     named = onnx.ModelProto()
     named.CopyFrom(proto)
     _name(named.graph)
-    with tempfile.TemporaryDirectory() as place:
-        session, optimized = _session(named, folder, target, Path(place))
-        outputs = [value.name for value in session.get_outputs()]
-        for _ in range(warm_up + runs):
-            runtime.run(session, feeds, outputs)
-        events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
-        parts = providers.placement(session).parts
-    times = _own_times(events, warm_up)
-    owners = _owners(named.graph, [e for e, _ in times], optimized, parts)
-    return tuple(_kernel(e, ms, own) for (e, ms), own in zip(times, owners, strict=True))
+    place.mkdir()
+    return named, *_session(named, folder, target, place)
 
 
 def _name(graph: onnx.GraphProto) -> None:

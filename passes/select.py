@@ -15,7 +15,7 @@ more than the limit is.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from typing import Final
 
@@ -49,7 +49,8 @@ TRIES: Final = 2000  # counts looked through where single steps don't fit
 # of the MACs: the error of the outputs is lowest about here, for some at a third of that at 0.
 POWER: Final = 0.35
 LEAST_SHARE: Final = 1e-3
-SUMS: Final = ("macs", "params", "size_bytes")  # measures of which every group has its share
+# Measures of which every group has its share.
+SUMS: Final = ("macs", "params", "size_bytes", "latency_ms")
 SPARE: Final = 0.995  # of a byte budget: the rest is for the names of copies and restated shapes
 Worth = Callable[[Values, Values], Values]
 Spaced = Callable[[Options], Space]
@@ -109,8 +110,11 @@ def select(
     needs = _needs(coupling, scores, goal)
 
     def spaced(own: Options) -> Space:
-        return space_of(needs, alignment(coupling, own.align), own, free, bool(given))
+        steps = alignment(coupling, own.align, own.stairs)
+        return space_of(needs, steps, own, free, bool(given))
 
+    if given and goal.use(spaced(options).floors) > 1:  # parts of blocks may be fine enough
+        options = replace(options, stairs=options.stairs.finer())
     if given:
         counts, note = _search(spaced, goal, rates, budget, options)
     else:
@@ -130,14 +134,9 @@ def _needs(coupling: Coupling, scores: Mapping[int, Values], goal: Goal) -> list
     The score by itself leaves dear groups as wide as cheap ones; the score by cost empties the
     dear ones. See ``POWER``.
     """
-    full = goal.cost.sizes.full
-    before = goal.cost.at(full)
-    shares = [
-        goal.cost.slopes(full, measure) * full / getattr(before, measure)
-        for measure in goal.limits
-        if measure in SUMS
-    ]
-    share = np.clip(np.max(shares, axis=0), LEAST_SHARE, 1) if shares else np.ones(len(full))
+    shares = [goal.cost.shares(measure) for measure in goal.limits if measure in SUMS]
+    whole = np.ones(len(coupling.groups))
+    share = np.clip(np.max(shares, axis=0), LEAST_SHARE, 1) if shares else whole
     return [
         scores[group.factor] / part**POWER
         for group, part in zip(coupling.groups, share, strict=True)

@@ -434,7 +434,7 @@ def test_every_choice_of_the_library_has_an_option() -> None:
         for name, parameter in inspect.signature(api.prune).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
-    elsewhere = {"recover", "per_group", "rules", "verify", "progress"}
+    elsewhere = {"recover", "per_group", "rules", "ep_options", "verify", "progress"}
     elsewhere |= {"output", "plan_output", "report_output"}
     elsewhere |= judged.SOURCES.keys() | judged.GATES.keys() | judged.TABLE.keys() | {"pictures"}
     assert set(CHOICES) | elsewhere == keywords

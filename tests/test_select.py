@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune.alignment import alignment
+from onnxprune.alignment import Stairs, alignment
 from onnxprune.axes import Mask, Values
 from onnxprune.cost import MEASURES, Cost, CostModel, cost_model
 from onnxprune.coupling import Coupling
@@ -36,12 +37,20 @@ ZOO = [
     "transformers/bert",
 ]
 Scores = dict[int, Values]
+PARTS = Stairs(wide=64)  # blocks for wide axes alone
 
 
 @lru_cache(maxsize=2)
 def zoo(name: str) -> tuple[Coupling, CostModel, Scores]:
     coupling = graphs.coupled(fill.load(name))
-    return coupling, cost_model(coupling), scores_of(coupling)
+    return coupling, planted(cost_model(coupling)), scores_of(coupling)
+
+
+def planted(cost: CostModel) -> CostModel:
+    """The costs with a latency: a millisecond for a million of effort, and some in any case."""
+    latency = 1e-6 * cost.effort
+    latency[0] += 0.01 * latency @ cost.sizes.at(cost.sizes.full)
+    return replace(cost, latency=latency)
 
 
 def scores_of(coupling: Coupling, seed: int = 0) -> Scores:
@@ -67,7 +76,7 @@ def shares(selection: Selection) -> dict[str, float]:
 @pytest.mark.parametrize("scope", ["global", "uniform"])
 @pytest.mark.parametrize("name", ZOO)
 def test_budgets_are_met(name: str, scope: str) -> None:
-    for budget in ({"macs": 0.5}, {"params": 0.4}, {"size_bytes": 0.6}, {"macs": 0.35}):
+    for budget in ({"macs": 0.5}, {"params": 0.4}, {"size_bytes": 0.6}, {"latency_ms": 0.5}):
         found = chosen(name, Budget(**budget), scope=scope)
         ((measure, limit),) = budget.items()
         use = shares(found)[measure] / limit
@@ -75,7 +84,7 @@ def test_budgets_are_met(name: str, scope: str) -> None:
         if found.limits:  # four groups of two to eight steps each
             assert name == "others/monai_unet3d.dynamo"
             assert found.limits[0].startswith(f"{100 * use:.1f} % of the tightest budget is used")
-            assert use > 0.95
+            assert use > 0.94
         else:
             assert use >= 0.98 * 0.995  # some of a byte budget is spared for names
 
@@ -334,9 +343,9 @@ def net(widths: list[int], kind: str = "Conv", groups: int = 1) -> onnx.ModelPro
 @pytest.mark.parametrize(
     ("size", "ratio", "align", "kept"),
     [
-        (24, 0.5, "auto", 12),
+        (24, 0.5, "auto", 16),
         (30, 0.5, "auto", 16),
-        (58, 0.5, "auto", 28),
+        (58, 0.5, "auto", 32),
         (58, 0.01, "auto", 58),
         (60, 0.2, "auto", 48),
         (64, 0.2, "auto", 48),
@@ -370,7 +379,7 @@ def test_matrix_products_take_any_count() -> None:
 
 @pytest.mark.parametrize(
     ("width", "groups", "units"),
-    [(64, 64, {16}), (48, 48, {4}), (256, 8, {1, 16}), (128, 8, {1, 8}), (32, 8, {2})],
+    [(64, 64, {16}), (48, 48, {16}), (256, 8, {1, 16}), (128, 8, {1, 8}), (32, 8, {2})],
 )
 def test_grouped_convolution_wants_blocks_inside_its_groups(
     width: int, groups: int, units: set[int]
@@ -395,23 +404,24 @@ def concat(widths: list[int], whole: int = 0) -> onnx.ModelProto:
 def test_parts_of_an_axis_step_down_together() -> None:
     coupling = graphs.coupled(concat([14, 14, 28]))
     scores = {g.factor: np.full(g.size, 10.0 - k) for k, g in enumerate(coupling.groups)}
-    counts = counts_of(coupling, select(coupling, scores, Budget(macs=0.8), Options()).keep)
+    options = Options(stairs=PARTS)
+    counts = counts_of(coupling, select(coupling, scores, Budget(macs=0.8), options).keep)
     assert counts[2] < 28
     assert counts[:2] == [12, 12]  # 14 + 14 + 20 would do, 12 + 14 + 20 would not
-    every = select(coupling, scores, Budget(macs=1.0), Options())
+    every = select(coupling, scores, Budget(macs=1.0), options)
     assert every.keep == {}
 
 
 def test_a_part_makes_good_what_a_whole_one_is_off() -> None:
     proto = concat([29], whole=3)
-    found = alignment(graphs.coupled(proto), "auto")
+    found = alignment(graphs.coupled(proto), "auto", PARTS)
     assert (found.units.tolist(), found.rests.tolist()) == ([4], [0])  # its own convolution's
     proto.graph.node.append(graphs.node("Conv", "c out", "z"))
     proto.graph.output.append(onnx.helper.make_empty_tensor_value_info("z"))
     coupling = graphs.coupled(proto)
-    found = alignment(coupling, "auto")
+    found = alignment(coupling, "auto", PARTS)
     assert (found.units.tolist(), found.rests.tolist()) == ([4], [1])  # of the two others
-    keep = select(coupling, scores_of(coupling), Budget(ratio=0.5), Options()).keep
+    keep = select(coupling, scores_of(coupling), Budget(ratio=0.5), Options(stairs=PARTS)).keep
     assert counts_of(coupling, keep) == [13]
 
 

@@ -6,17 +6,20 @@ from typing import Any, Final
 
 import typer
 
-from onnxprune.cli import options
+from onnxprune.cli import fast, options
+from onnxprune.cli.bench import pair
 from onnxprune.cli.judged import sources, with_data
 from onnxprune.cli.shell import app
 from onnxprune.cli.targets import Files, check, failures_shown, finish
-from onnxprune.errors import OnnxPruneError, VerificationError
+from onnxprune.errors import VerificationError
 from onnxprune.report.console import progress, show
 
 PASSES: Final = 5  # load, couple, shrink, verify, write; score and select come once a step
+TUNING: Final = 4  # more passes with a latency: profile, tune, score and select once more
 # Options of the command that go to api.prune by their own names.
 CHOICES: Final = (
-    *("ratio", "macs", "params", "size_bytes", "peak_bytes", "criterion", "scope", "align"),
+    *("ratio", "macs", "params", "size_bytes", "peak_bytes", "latency", "criterion", "scope"),
+    *("align", "min_speedup", "force", "ep", "threads"),
     *("min_channels", "max_ratio", "include", "exclude", "exact_only", "steps", "inputs", "seed"),
 )
 
@@ -32,6 +35,7 @@ def prune(
     params: options.Params = None,
     size_bytes: options.SizeBytes = None,
     peak_bytes: options.PeakBytes = None,
+    latency: fast.Latency = None,
     criterion: options.Criterion = None,
     scope: options.Scope = None,
     group_ratio: options.GroupRatio = [],  # noqa: B006
@@ -43,6 +47,11 @@ def prune(
     exact_only: options.ExactOnly = False,
     steps: options.Steps = 1,
     rule: options.Rules = [],  # noqa: B006
+    ep: fast.Ep = "cpu",
+    ep_option: fast.EpOption = [],  # noqa: B006
+    threads: fast.Threads = 1,
+    min_speedup: fast.MinSpeedup = None,
+    force: fast.Force = False,
     inputs: options.Inputs = None,
     no_verify: options.NoVerify = False,
     seed: options.Seed = 0,
@@ -56,16 +65,13 @@ def prune(
     data: dict[str, Any],
 ) -> None:
     """Make a model smaller, and prove that nothing else changed."""
-    if output is None and plan is None and report is None and not dry_run:
-        raise OnnxPruneError(
-            "nothing to write: give -o FILE, or --dry-run to see what would happen"
-        )
     files = Files((model, inputs, *sources(data)), output, plan, report, dry_run)
     check(files, inputs, no_verify)
     given = {name: ctx.params[name] for name in CHOICES if ctx.params[name] is not None}
     given["per_group"], given["rules"] = options.ratios_of(group_ratio), options.rules_of(rule)
+    given["ep_options"] = dict(pair("--ep-option", text) for text in ep_option)
     given |= files.outputs() | data
-    bar = progress(not (json_ or quiet), PASSES + 2 * steps)
+    bar = progress(not (json_ or quiet), PASSES + 2 * steps + TUNING * (latency is not None))
     with failures_shown(files, json_, quiet, every), bar as tell:
         from onnxprune import api
 
@@ -91,10 +97,6 @@ def apply(
     data: dict[str, Any],
 ) -> None:
     """Replay a plan, on its own model or on a twin with the same names (fp16, QDQ)."""
-    if output is None and not dry_run:
-        raise OnnxPruneError(
-            "nothing to write: give -o FILE, or --dry-run to see what would happen"
-        )
     files = Files((model, plan, inputs, *sources(data)), output, None, report, dry_run)
     check(files, inputs, no_verify)
     rules = options.rules_of(rule)

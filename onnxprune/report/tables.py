@@ -20,7 +20,7 @@ from onnxprune.fidelity import Fidelity
 from onnxprune.metrics import TOP, Evaluation
 from onnxprune.report.figures import removed, seconds
 from onnxprune.report.operators import OperatorRow
-from onnxprune.results import FrozenRow, GroupRow, Inspection, Report
+from onnxprune.results import FrozenRow, GroupRow, Inspection, Pace, Report
 from onnxprune.trials import Sensitivity
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def report(found: Report, every: bool = False) -> RenderableType:
     if found.verification is not None:
         parts.append(verification(found.verification))
     parts += judgement(found.fidelity, found.evaluation)
+    parts += [pace(found.pace)] if found.pace is not None else []
     parts += [f"note: {note}" for note in found.notes]
     return Group(*parts, _took(found.seconds))
 
@@ -93,6 +94,22 @@ def _holds_for(inputs: Mapping[str, tuple[int, ...]]) -> str:
     text = ", ".join(shown) + more
     single = any(shape[:1] == (1,) for shape in inputs.values())
     return f"MACs for {'one sample, ' if single else ''}{text}"
+
+
+def pace(found: Pace) -> str:
+    """The measured latency in one sentence."""
+    same = found.speedup_low <= 1 <= found.speedup_high
+    verdict = "no difference" if same else f"{found.speedup:.2f}x as fast"
+    texts = [
+        f"{found.before_ms:.3g} ms -> {found.after_ms:.3g} ms, {verdict} (95 % interval "
+        f"{found.speedup_low:.2f} to {found.speedup_high:.2f})"
+    ]
+    if found.predicted_ms is not None:
+        texts.append(f"predicted {found.predicted_ms:.3g} ms")
+    if found.asked:
+        texts.append(f"asked for {found.asked}")
+    where = f"{found.target.ep}, threads {found.target.threads}"
+    return f"measured on {where}: {'; '.join(texts)}"
 
 
 def _took(times: Mapping[str, float]) -> str:

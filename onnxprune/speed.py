@@ -1,0 +1,191 @@
+"""How fast a result is to be, how fast it is, and what is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+
+from onnxprune.alignment import STAIRS, Stairs
+from onnxprune.budget import Options
+from onnxprune.errors import BudgetError, GateError
+from onnxprune.model import Array, Model
+from onnxprune.passes.benchmark import Timing, benchmark
+from onnxprune.passes.probe import probe
+from onnxprune.results import Pace
+from onnxprune.staircase import cached, store
+from onnxprune.target import Target
+
+SECONDS: Final = 6.0  # of measuring, each time
+SURE: Final = 0.04  # half the width of the interval of a ratio that decides
+DEFAULT: Final = Target()
+_LATENCY = re.compile(r"(\d+\.?\d*|\.\d+)\s*(x|ms|s|us)?", re.IGNORECASE)
+_MS: Final = {"ms": 1.0, "s": 1e3, "us": 1e-3}
+
+Models = Sequence[tuple[onnx.ModelProto, Path | None]]
+Timer = Callable[[Models, Mapping[str, Array], Target], tuple[Timing, ...]]
+Step = Callable[[str], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """How fast a model is to become.
+
+    Attributes:
+        share: of the original's latency; None where ``ms`` is given.
+        ms: milliseconds.
+        text: as it was given.
+    """
+
+    share: float | None
+    ms: float | None
+    text: str
+
+    def of(self, before_ms: float) -> float:
+        """The share of the original's latency that may remain."""
+        return self.share if self.share is not None else (self.ms or 0.0) / before_ms
+
+
+def goal(given: float | str) -> Goal:
+    """``0.5`` or ``"0.5x"`` (a share of the original's latency), ``8`` or ``"8ms"``.
+
+    Raises:
+        BudgetError: it is none of these, or not above 0.
+    """
+    text = str(given)
+    found = _LATENCY.fullmatch(text.strip())
+    number = float(found[1]) if found is not None else 0.0
+    if found is None or number <= 0:
+        raise BudgetError(
+            f"the latency '{text}' can't be read: give a share such as 0.5 or 0.5x of the "
+            "original's, or a time such as 8ms"
+        )
+    unit = (found[2] or "").lower()
+    if unit == "x" or (not unit and number <= 1):
+        return Goal(number, None, text)
+    return Goal(None, number * _MS.get(unit, 1.0), text)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a result has to be, and where.
+
+    Attributes:
+        goal: the latency that is asked for.
+        target: what the model runs on.
+        min_speedup: refuse to write a model that is less so many times as fast.
+        force: write it nevertheless.
+    """
+
+    goal: Goal | None = None
+    target: Target = DEFAULT
+    min_speedup: float | None = None
+    force: bool = False
+
+    def settings(self) -> dict[str, Any]:
+        """What a report says was asked for."""
+        if self.goal is None and self.min_speedup is None:
+            return {}
+        asked = {"latency": self.goal.text if self.goal else None, "min_speedup": self.min_speedup}
+        given = {key: value for key, value in asked.items() if value is not None}
+        return {**given, "force": self.force, "target": asdict(self.target)}
+
+
+def learned(speed: Speed, options: Options, step: Step) -> tuple[Stairs, tuple[str, ...]]:
+    """What kernels like on a target, and a note where a probe told.
+
+    A probe that was made here before is used; one is made where a latency is asked for.
+    """
+    if options.align != "auto" or options.stairs != STAIRS:
+        return options.stairs, ()
+    found = cached(speed.target)
+    if found is None and speed.goal is not None:
+        with step("probe"):
+            found = probe(speed.target)
+            store(found)
+    return (STAIRS, ()) if found is None else (found.stairs, (found.summary(),))
+
+
+def measured(
+    model: Model,
+    small: onnx.ModelProto,
+    feeds: Mapping[str, Array],
+    target: Target,
+) -> Pace:
+    """A model and what is left of it, side by side."""
+    models = [(model.proto, model.folder), (small, model.folder)]
+    before, after = timed(models, feeds, target)
+    return pace_of(before, after, target)
+
+
+def timed(models: Models, feeds: Mapping[str, Array], target: Target) -> tuple[Timing, ...]:
+    """Time models side by side, again where the ratio is not sure."""
+    found = benchmark(models, feeds, target=target, seconds=SECONDS)
+    if not is_sure(found[-1]) and not _by_cpu(target):
+        other = benchmark(models, feeds, target=target, seconds=SECONDS)
+        found = min(found, other, key=lambda own: own[-1].speedup_high - own[-1].speedup_low)
+    return found
+
+
+def pace_of(before: Timing, after: Timing, target: Target) -> Pace:
+    """What two timings say."""
+    return Pace(
+        before_ms=before.p50_ms,
+        after_ms=after.p50_ms,
+        speedup=after.speedup,
+        speedup_low=after.speedup_low,
+        speedup_high=after.speedup_high,
+        target=target,
+    )
+
+
+def left_of(before: Timing, after: Timing, target: Target) -> float:
+    """The share of the latency that remains: by medians, where their interval is narrow.
+
+    On a busy machine it is by low quartiles, for what else runs makes runs slower and never faster;
+    with one thread on the CPU by those of the processor's time, which waiting does not add to.
+    """
+    own = [before.times_ms, after.times_ms]
+    if _by_cpu(target):
+        own = [before.cpu_times_ms, after.cpu_times_ms]
+    if is_sure(after) or not all(own):
+        return 1 / after.speedup
+    quick = [float(np.quantile(times, 0.25)) for times in own]
+    return quick[1] / quick[0]
+
+
+def _by_cpu(target: Target) -> bool:
+    """Whether the time of the processor says what a run takes."""
+    return target.ep == DEFAULT.ep and target.threads == 1
+
+
+def is_sure(after: Timing) -> bool:
+    """Whether the interval of the ratio is narrow enough to decide by it."""
+    return after.speedup_high - after.speedup_low <= 2 * SURE * after.speedup
+
+
+def must_be_faster(pace: Pace, speed: Speed) -> None:
+    """Refuse a result that is slower than the original, or than what was asked for.
+
+    Raises:
+        GateError: it is, and is not forced.
+    """
+    if speed.force:
+        return
+    times = f"{pace.before_ms:.3g} ms before, {pace.after_ms:.3g} ms after"
+    if pace.speedup_high < 1:
+        raise GateError(
+            f"the pruned model is slower than the original ({times}), so nothing is written: prune "
+            "more, leave --align at auto, or give --force"
+        )
+    if speed.min_speedup is not None and pace.speedup < speed.min_speedup:
+        raise GateError(
+            f"the pruned model is {pace.speedup:.3g}x as fast as the original ({times}), below "
+            f"--min-speedup {speed.min_speedup:g}, so nothing is written"
+        )

@@ -1,0 +1,47 @@
+"""The memory for activations, as ONNX Runtime says: planted profiles, and one real run."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import onnxprune
+from onnxprune.arena import IN_USE, _read, arena
+from onnxprune.errors import RunError
+from tests import tiny
+
+
+def profile(*runs: list[int]) -> list[dict[str, Any]]:
+    """Events of runs whose kernels find so much in use, one after another."""
+    events: list[dict[str, Any]] = []
+    for turn, own in enumerate(runs):
+        start = 100 * turn
+        events.append({"cat": "Session", "name": "model_run", "ts": start, "dur": 100})
+        for k, held in enumerate(own):
+            args = {IN_USE: str(held)}
+            events.append({"cat": "Node", "name": "n", "ts": start + k, "dur": 1, "args": args})
+    return events
+
+
+def test_what_stays_is_the_weights() -> None:
+    found = _read(profile([1500, 1900, 1000], [1800, 1800, 1800], [1800, 1810, 1810]))
+    assert (found.peak_bytes, found.planned_bytes) == (900, 800)
+
+
+def test_a_runtime_that_does_not_tell_is_refused() -> None:
+    with pytest.raises(RunError, match=r"does not tell in its profile what its arena holds"):
+        _read(profile([1500], [1500]))
+
+
+def test_the_arena_of_a_real_run_shrinks_with_its_channels() -> None:
+    feeds = {"x": np.ones((1, 3, 8, 8), np.float32)}
+    narrow, wide = (arena(tiny.net(width), None, feeds) for width in (64, 256))
+    assert 3 <= wide.peak_bytes / narrow.peak_bytes <= 4.5
+    assert wide.planned_bytes >= wide.peak_bytes / 2 > 0
+
+
+def test_a_peak_budget_says_what_the_runtime_plans() -> None:
+    _, report = onnxprune.prune(tiny.net(64), peak_bytes=0.8)
+    assert any("plans" in note and "bytes for activations" in note for note in report.notes)
+    _, report = onnxprune.prune(tiny.net(64), macs=0.8)
+    assert not any("bytes for activations" in note for note in report.notes)

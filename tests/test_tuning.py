@@ -1,0 +1,247 @@
+"""Pruning to a latency, with planted clocks: it is met, corrected, or refused."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxprune
+from onnxprune import pipeline, speed, tuning
+from onnxprune.axes import Mask, Values
+from onnxprune.cost import CostModel, cost_model
+from onnxprune.coupling import Coupling
+from onnxprune.errors import BudgetError, GateError
+from onnxprune.latency import Chain, Latency, with_latency
+from onnxprune.model import Array
+from onnxprune.passes.benchmark import Timing
+from onnxprune.passes.select import Budget, Options, select
+from onnxprune.speed import Goal, Speed, goal
+from onnxprune.target import Target
+from onnxprune.tuning import CLOSE, Tuner, tune
+from tests import graphs, tiny
+from tests.zoo import fill
+
+PRICE = 1e-8
+BOUND = "another budget is tighter, or no choice comes nearer"
+
+
+def timing(ms: float, base: float, spread: float = 0.001, **more: Any) -> Timing:
+    ratio = base / ms
+    low, high = ratio * (1 - spread), ratio * (1 + spread)
+    return Timing(ms, ms, ms, ms, ms, ms, ms, ms, 50, ratio, low, high, **more)
+
+
+def zoo() -> tuple[Coupling, CostModel, Latency]:
+    """A network, its costs, and a model of its latency that knows of MACs alone."""
+    coupling = graphs.coupled(fill.load("torchvision/mobilenet_v2"))
+    costs = cost_model(coupling)
+    prices = dict.fromkeys(("Conv", "grouped", "Gemm"), PRICE)
+    latency = Latency(tuple(Chain((key,), prices) for key in costs.work.macs))
+    return coupling, with_latency(costs, latency), latency
+
+
+class Clock:
+    """Times models by what they cost in truth: macs, elements, and a part that stays."""
+
+    def __init__(self, costs: CostModel, rest: float = 0.0) -> None:
+        self.costs, self.rest, self.calls = costs, rest, 0
+
+    def ms(self, proto: onnx.ModelProto) -> float:
+        costs = cost_model(graphs.coupled(proto))
+        own = float(costs.effort @ costs.sizes.at(costs.sizes.full))
+        whole = float(self.costs.effort @ self.costs.sizes.at(self.costs.sizes.full))
+        return own / whole * 10 + self.rest
+
+    def __call__(
+        self,
+        models: Sequence[tuple[onnx.ModelProto, Path | None]],
+        feeds: Mapping[str, Array],
+        target: Target,
+    ) -> tuple[Timing, ...]:
+        self.calls += 1
+        found = [self.ms(proto) for proto, _ in models]
+        return tuple(timing(ms, found[0]) for ms in found)
+
+
+def tuner(clock: Clock | None = None, rest: float = 0.0, **budget: float) -> Tuner:
+    coupling, costs, latency = zoo()
+    generator = np.random.default_rng(0)
+    scores: dict[int, Values] = {
+        g.factor: generator.lognormal(0, 0.3, g.size) for g in coupling.groups
+    }
+
+    def choose(share: float) -> tuple[dict[int, Mask], tuple[str, ...]]:
+        found = select(coupling, scores, Budget(latency_ms=share, **budget), Options(), costs)
+        return found.keep, found.limits
+
+    return Tuner(coupling, costs, latency, choose, {}, Target(), clock or Clock(costs, rest))
+
+
+@pytest.mark.parametrize("share", [0.8, 0.5])
+def test_a_latency_is_met_within_5_percent_although_the_model_is_wrong(share: float) -> None:
+    own = tuner(rest=1.0)
+    found = tune(own, goal(f"{share}x"))
+    pace = found.pace
+    assert abs(1 / pace.speedup / share - 1) <= CLOSE
+    assert pace.asked == f"{share}x"
+    assert pace.share == share
+    assert 1 <= pace.tries <= tuning.TRIES
+    assert pace.predicted_ms is not None
+    assert found.keep
+
+
+def test_two_measurements_make_a_line() -> None:
+    wanted = 0.5 * tuning.AIM
+    assert tuning._corrected([(0.5, 0.6)], 0.5) == pytest.approx(0.5 * wanted / 0.6)
+    # left = 0.3 + 0.6 * limit: nothing proportional would find it at once
+    points = [(0.5, 0.6), (0.4, 0.54)]
+    assert tuning._corrected(points, 0.5) == pytest.approx((wanted - 0.3) / 0.6)
+    turned = [(0.5, 0.6), (0.4, 0.61)]  # noise: less took longer
+    assert tuning._corrected(turned, 0.5) == pytest.approx(0.5 * wanted / 0.6)
+    assert tuning._corrected([(0.5, 5.0)], 0.5) == 0.25
+    assert tuning._corrected([(0.9, 0.1)], 0.5) == 1.0
+
+
+def test_milliseconds_are_a_share_of_what_was_measured() -> None:
+    found = tune(tuner(rest=1.0), goal("6.6ms"))
+    assert found.pace.share == pytest.approx(0.6)
+    assert found.pace.after_ms == pytest.approx(6.6, rel=CLOSE)
+
+
+def test_another_budget_may_be_tighter() -> None:
+    found = tune(tuner(macs=0.3), goal(0.9))
+    assert found.left < 0.8
+    assert found.pace.tries == 1
+    assert found.notes[-1].endswith(BOUND)
+
+
+def test_what_can_not_be_reached_is_said_with_what_can() -> None:
+    with pytest.raises(
+        BudgetError, match=r"--latency 0.3 was not reached: 0\.\d+x of the original"
+    ):
+        tune(tuner(rest=20.0), goal(0.3))
+
+
+def test_what_the_fit_rules_out_is_said_in_the_words_of_the_user() -> None:
+    with pytest.raises(
+        BudgetError, match=r"^--latency 0.01x is out of reach: by the fitted .* remains"
+    ):
+        tune(tuner(), goal("0.01x"))
+    with pytest.raises(BudgetError, match=r"^--macs 0.0001: "):
+        tune(tuner(macs=0.0001), goal("0.5x"))
+
+
+def test_a_busy_machine_is_said() -> None:
+    own = tuner(rest=1.0)
+    clock = own.timer
+
+    def noisy(*given: Any) -> tuple[Timing, ...]:
+        before, after = clock(*given)
+        low = [(t.p50_ms, t.p50_ms) for t in (before, after)]
+        slow = replace(after, speedup=after.speedup * 0.8, speedup_low=0.1, speedup_high=9.0)
+        return replace(before, cpu_times_ms=low[0]), replace(slow, cpu_times_ms=low[1])
+
+    found = tune(replace(own, timer=noisy), goal(0.5))
+    assert abs(found.left / 0.5 - 1) <= CLOSE
+    assert found.notes[-1].startswith("a busy machine: by low quartiles 0.")
+
+
+def test_no_choice_within_5_percent_writes_nothing() -> None:
+    coupling, costs, latency = zoo()
+    keep = {coupling.groups[0].factor: np.arange(coupling.groups[0].size) < 16}
+    own = Tuner(coupling, costs, latency, lambda share: (keep, ()), {}, Target(), Clock(costs))
+    with pytest.raises(GateError, match=r"--latency 0.5 was not reached: .* so nothing is written"):
+        tune(own, goal(0.5))
+
+
+def test_steps_that_are_too_coarse_give_the_next_faster_choice_and_a_note() -> None:
+    coupling, costs, latency = zoo()
+    small = {g.factor: np.arange(g.size) < max(1, g.size // 4) for g in coupling.groups}
+    own = Tuner(coupling, costs, latency, lambda share: (small, ()), {}, Target(), Clock(costs))
+    found = tune(own, goal(0.9))
+    assert found.left < 0.9
+    assert found.notes[-1].endswith("x of the latency remains of 0.9: " + BOUND)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (0.5, Goal(0.5, None, "0.5")),
+        ("0.5x", Goal(0.5, None, "0.5x")),
+        ("1.2X", Goal(1.2, None, "1.2X")),
+        (8, Goal(None, 8.0, "8")),
+        ("8ms", Goal(None, 8.0, "8ms")),
+        ("0.8ms", Goal(None, 0.8, "0.8ms")),
+        ("1.5 s", Goal(None, 1500.0, "1.5 s")),
+    ],
+)
+def test_goals_are_shares_or_times(given: float | str, expected: Goal) -> None:
+    found = goal(given)
+    assert (found.share, found.text) == (expected.share, expected.text)
+    assert found.ms == (pytest.approx(expected.ms) if expected.ms else None)
+
+
+@pytest.mark.parametrize("text", ["fast", "-1", "0", "0x", "", "8 minutes"])
+def test_what_is_no_latency_is_refused(text: str) -> None:
+    with pytest.raises(BudgetError, match=r"can't be read: give a share such as 0\.5"):
+        goal(text)
+
+
+def test_a_slower_result_is_refused_unless_forced() -> None:
+    slower = speed.pace_of(timing(10, 10), timing(11, 10), Target())
+    with pytest.raises(GateError, match=r"slower than the original .* nothing is written"):
+        speed.must_be_faster(slower, Speed())
+    speed.must_be_faster(slower, Speed(force=True))
+    unsure = speed.pace_of(timing(10, 10), timing(10.1, 10, spread=0.05), Target())
+    speed.must_be_faster(unsure, Speed())  # no difference is no loss
+    with pytest.raises(GateError, match=r"0.99x as fast .* below --min-speedup 1.5"):
+        speed.must_be_faster(unsure, Speed(min_speedup=1.5))
+    speed.must_be_faster(
+        speed.pace_of(timing(10, 10), timing(6, 10), Target()), Speed(min_speedup=1.5)
+    )
+
+
+def test_scattered_times_are_judged_by_their_low_quartiles() -> None:
+    quiet = np.concatenate([np.full(30, 10.0), np.full(20, 30.0)])
+    before = timing(30.0, 30.0, times_ms=tuple(quiet), cpu_times_ms=(8.0, 8.0))
+    after = timing(6.0, 30.0, spread=0.5, times_ms=tuple(quiet / 2), cpu_times_ms=(2.0, 9.0, 2.0))
+    assert speed.left_of(before, after, Target(threads=2)) == pytest.approx(0.5)
+    assert speed.left_of(before, after, Target()) == pytest.approx(0.25)  # by CPU time
+    sure = replace(after, speedup_low=4.99, speedup_high=5.01)
+    assert speed.left_of(before, sure, Target()) == pytest.approx(0.2)
+    bare = replace(after, cpu_times_ms=())
+    assert speed.left_of(before, bare, Target()) == pytest.approx(0.2)
+
+
+def test_an_unsure_measurement_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = [(timing(1, 1), timing(0.5, 1, spread=s)) for s in (0.2, 0.01)]
+    queue = list(rounds)
+    monkeypatch.setattr(speed, "benchmark", lambda *a, **k: queue.pop(0))
+    two = Target(threads=2)
+    assert speed.timed([], {}, two) == rounds[1]
+    queue = [rounds[1], rounds[0]]
+    assert speed.timed([], {}, two) == rounds[1]
+    assert len(queue) == 1
+    queue = list(rounds)
+    assert speed.timed([], {}, Target()) == rounds[0]  # its CPU time tells
+
+
+def test_prune_writes_nothing_that_is_too_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        pipeline, "measured", lambda *a: speed.pace_of(timing(1, 1), timing(2, 1), Target())
+    )
+    output = tmp_path / "small.onnx"
+    with pytest.raises(GateError, match="slower than the original"):
+        onnxprune.prune(tiny.net(), ratio=0.5, min_speedup=1.1, output=output)
+    assert not output.exists()
+    _, report = onnxprune.prune(tiny.net(), ratio=0.5, min_speedup=1.1, force=True, output=output)
+    assert output.exists()
+    assert report.pace is not None
+    assert report.to_dict()["pace"]["speedup"] == 0.5
+    assert report.settings["min_speedup"] == 1.1
