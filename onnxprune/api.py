@@ -209,8 +209,8 @@ def prune(
         report_output: where to write the report as JSON, also that of a verification that failed.
         progress: is told the name of each pass as it starts.
         calibration: inputs without labels: a path (.npz, .npy, a folder of pictures), or
-            ``module:function``, a function or arrays; see ``onnxprune.sources``. Criteria that
-            look at data use them, and recovery does.
+            ``module:function``, a function, arrays (see ``onnxprune.sources``), or ``synthetic``.
+            Criteria that look at data use them, and recovery does.
         samples: how many of them are taken.
         pictures: how pictures become inputs.
         evaluate: the same with labels.

@@ -22,7 +22,7 @@ from onnxprune.pictures import Pictures
 from onnxprune.results import Jsonable
 from onnxprune.runtime import Feeds, Runner
 from onnxprune.sources import Source
-from onnxprune.synthetic import NOTE, synthetic_samples
+from onnxprune.synthetic import NOTE, SYNTHETIC, synthetic_samples
 
 REMEMBERED: Final = 1 << 28  # bytes of the original's outputs that are kept for the next model
 
@@ -32,7 +32,7 @@ class Data:
     """Samples and labels, and what they must show.
 
     Attributes:
-        calibration: a source without labels; see ``onnxprune.sources``.
+        calibration: a source without labels; see ``onnxprune.sources``; or ``synthetic``.
         evaluation: a source with labels.
         samples: how many of the calibration source are taken.
         metric: what is evaluated.
@@ -106,15 +106,16 @@ class Data:
         return {key: value for key, value in found.items() if value is not None}
 
     def feeds(self, model: Model) -> tuple[Feeds, ...]:
-        """Batches of calibration inputs; random ones, with a note, where no source is given.
+        """Batches of calibration inputs; synthetic ones, with a note, where no source is given.
 
         Raises:
             OnnxPruneError: the source can't be read, or does not fit the model.
         """
         if "feeds" not in self._read:
-            if self.calibration is None:
+            source = self.calibration
+            if source is None or (isinstance(source, str) and source == SYNTHETIC):
                 self._read["synthetic"] = True
-                self._read["feeds"] = synthetic_samples(model, seed=self.seed)
+                self._read["feeds"] = synthetic_samples(model, samples=self.samples, seed=self.seed)
             else:
                 found = calibration.batches(
                     self.calibration, model, self.pictures, samples=self.samples, seed=self.seed

@@ -15,7 +15,7 @@ from onnxprune.files import load
 from onnxprune.model import Model
 from onnxprune.pictures import Pictures
 from onnxprune.sources import Form
-from onnxprune.synthetic import synthetic_samples
+from onnxprune.synthetic import pictures_like, synthetic_samples
 from tests import tiny
 from tests.graphs import model, node
 
@@ -342,6 +342,41 @@ def test_bad_amounts_and_labels() -> None:
 
 def test_synthetic_samples_fit_and_differ() -> None:
     found = synthetic_samples(load(tiny.net()), samples=64)
-    assert sum(len(feeds["x"]) for feeds in found) >= 8
-    assert len(found) >= BATCHES
+    assert [len(feeds["x"]) for feeds in found] == [16] * 4
+    assert [len(f["x"]) for f in synthetic_samples(load(tiny.net()), samples=384)] == [32] * 12
+    assert [f["x"].shape[0] for f in synthetic_samples(net(1), samples=8)] == [1] * 8
     assert not np.array_equal(found[0]["x"], found[1]["x"])
+
+
+def test_synthetic_pictures_have_spectra_like_pictures() -> None:
+    found = pictures_like(np.random.default_rng(0), (64, 3, 32, 32))
+    assert found.std() == pytest.approx(1, abs=0.02)
+    power = np.square(np.abs(np.fft.fft2(found))).mean(axis=(0, 1))
+    octaves = [np.sqrt(power[0, k]) for k in (2, 4, 8)]
+    assert octaves[0] / octaves[1] == pytest.approx(2, rel=0.15)
+    assert octaves[1] / octaves[2] == pytest.approx(2, rel=0.15)
+    channels = np.corrcoef(found.transpose(1, 0, 2, 3).reshape(3, -1))
+    assert channels[0, 1] == pytest.approx(0.81, abs=0.02)
+    shape: tuple[int | str, ...] = ("n", 16, 16, 3)
+    last = load(model([node("Identity", "x", "y")], {"x": shape}, {"y": shape}, {}))
+    (first, *_) = synthetic_samples(last)
+    steps = np.square(np.diff(first["x"], axis=1)).mean() / first["x"].var()
+    assert steps < 1.2  # 2 where neighbours have nothing in common
+    assert synthetic_samples(last)[3]["x"].tobytes() == synthetic_samples(last)[3]["x"].tobytes()
+
+
+def test_pictures_stand_upright(folder: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    own = np.zeros((4, 4, 3), np.uint8)
+    own[0] = 255  # the upper row is white
+    (folder / "p").mkdir()
+    image.fromarray(own).save(folder / "p" / "a.png")
+    (feeds,) = load_samples("p", net(), preset="raw")
+    np.testing.assert_array_equal(feeds["x"][0, :, 0], 1)
+    np.testing.assert_array_equal(feeds["x"][0, :, 1:], 0)
+
+
+def test_a_run_of_its_own_has_all_axes() -> None:
+    feeds = {"a": np.zeros(3, np.float32), "b": np.zeros((), np.float32)}
+    with pytest.raises(OnnxPruneError, match="give one sample, or a batch, of every input"):
+        load_samples([feeds], pair(["n", 3], [2]))

@@ -311,4 +311,15 @@ def test_without_data_random_inputs_stand_in_and_say_so() -> None:
     assert [data.given, *data.notes] == [False]
     assert len(data.feeds(load(tiny.net()))) > 1
     assert list(data.notes) == [NOTE]
+    _, report = onnxprune.prune(tiny.net(), ratio=0.5, calibration="synthetic", samples=32)
+    assert NOTE in report.notes
+    assert report.recovery
     assert Judge(load(tiny.net()), data).judge(tiny.net()) == Judgement()
+
+
+def test_data_knows_one_judge_for_each_model() -> None:
+    data = Data(data_of(classifier()))
+    one, other = load(classifier()), load(classifier())
+    first = judging.judge_of(one, data)
+    assert judging.judge_of(one, data) is first
+    assert judging.judge_of(other, data).model is other

@@ -51,7 +51,7 @@ def _option(name: str, help_: str, **how: Any) -> Any:
 PRESETS: Final = "imagenet, inception, clip, raw (0 to 1) or raw255"
 Calibration = Annotated[
     str | None,
-    _option("--calibration", f"Inputs without labels: {SOURCE}.", metavar="SOURCE"),
+    _option("--calibration", f"Inputs without labels: {SOURCE}; or synthetic.", metavar="SOURCE"),
 ]
 Samples = Annotated[
     int | None,
