@@ -353,8 +353,8 @@ def test_synthetic_pictures_have_spectra_like_pictures() -> None:
     assert found.std() == pytest.approx(1, abs=0.02)
     power = np.square(np.abs(np.fft.fft2(found))).mean(axis=(0, 1))
     octaves = [np.sqrt(power[0, k]) for k in (2, 4, 8)]
-    assert octaves[0] / octaves[1] == pytest.approx(2, rel=0.15)
-    assert octaves[1] / octaves[2] == pytest.approx(2, rel=0.15)
+    assert octaves[0] / octaves[1] == pytest.approx(2**1.5, rel=0.15)
+    assert octaves[1] / octaves[2] == pytest.approx(2**1.5, rel=0.15)
     channels = np.corrcoef(found.transpose(1, 0, 2, 3).reshape(3, -1))
     assert channels[0, 1] == pytest.approx(0.81, abs=0.02)
     shape: tuple[int | str, ...] = ("n", 16, 16, 3)
