@@ -8,7 +8,7 @@ waits on disk.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import onnx
@@ -71,6 +71,13 @@ class Stepper:
     def drop(self, name: str) -> None:
         """Forget a value."""
         self.values.pop(name).drop()
+
+    def amend(self, name: str, change: Callable[[Array], Array]) -> None:
+        """Let a value that is kept be another one."""
+        old = self.values[name]
+        new = self.store.keep(change(value) for value in old)
+        old.drop()
+        self.values[name] = new
 
     def replace(self, name: str, value: Array) -> None:
         """Let the nodes that have not run yet read another constant."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from onnxprune.coupling import Coupling
 from onnxprune.errors import OnnxPruneError
-from onnxprune.passes.score import score
+from onnxprune.passes.score import DATA_DRIVEN, score
 from onnxprune.passes.score.obs import losses
 from onnxprune.passes.score.readers import Reader, readers
 from tests.graphs import convolutions, coupled, model, node, recurrent, residual, weight
@@ -95,10 +95,11 @@ def test_chunks_change_little(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(np.argsort(single)[:4]) == set(np.argsort(double)[:4])
 
 
+@pytest.mark.parametrize("criterion", sorted(DATA_DRIVEN))
 @pytest.mark.parametrize("net", [convolutions, residual, recurrent])
-def test_every_group_has_positive_scores(net: Any) -> None:
+def test_every_group_has_positive_scores(net: Any, criterion: str) -> None:
     coupling = coupled(net())
-    found = score(coupling, "obs", feeds=feeds_of(coupling))
+    found = score(coupling, criterion, feeds=feeds_of(coupling))
     assert found.keys() == {group.factor for group in coupling.groups}
     for group in coupling.groups:
         assert found[group.factor].shape == (group.size,)
@@ -131,6 +132,22 @@ def test_the_dimensions_of_scores_of_attention_have_a_cost() -> None:
     order = np.argsort(expected)[:-1]
     assert np.argsort(found)[:-1].tolist() == order.tolist()
     assert np.allclose(found[order], expected[order], rtol=CLOSE)
+
+
+def test_what_is_read_by_itself() -> None:
+    coupling = mlp()
+    feeds = feeds_of(coupling)
+    w1, w2 = (coupling.model.params[name].read() for name in ("w1", "w2"))
+    x = np.concatenate([np.maximum(feed["x"] @ w1, 0) for feed in feeds]).astype(np.float64)
+    squares = np.square(w2).sum(axis=1)
+    expected = {
+        "activation": np.square(x).mean(axis=0),
+        "wanda": np.square(x).mean(axis=0) * squares,
+        "flap": x.var(axis=0) * squares,
+    }
+    for criterion, values in expected.items():
+        (found,) = score(coupling, criterion, feeds=feeds).values()
+        assert np.allclose(found, 8 * np.sqrt(values / values.sum()), rtol=1e-3), criterion
 
 
 def test_data_is_wanted() -> None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from onnx.numpy_helper import to_array
 
 from onnxprune import runtime
+from onnxprune.affine import Lines
 from onnxprune.axes import Mask
 from onnxprune.coupling import Coupling
 from onnxprune.full import fitted_values
@@ -221,3 +222,53 @@ def test_the_same_seed_gives_the_same_and_layers_are_told() -> None:
     second = recovered(coupling, keep, feeds, seed=3)[0]
     assert all(np.array_equal(first.values[k], second.values[k]) for k in second.values)
     assert told == ["node 'n_y1' (Conv)", "node 'n_y2' (Conv)", "node 'n_y' (Conv)"]
+
+
+def test_a_norm_over_fewer_channels_gets_another_scale_and_shift() -> None:
+    """Half of a mixing width goes; what a line for each channel can mend is mended."""
+    vectors = {"s": weight(7, 16) + 1, "t": weight(8, 16)}
+    proto = model(
+        [
+            node("MatMul", "x w1", "a"),
+            node("Add", "a b1", "h"),
+            node("LayerNormalization", "h s t", "n"),
+            node("MatMul", "n w2", "y"),
+        ],
+        {"x": ["n", 6]},
+        {"y": ["n", 3]},
+        {"w1": weight(1, 6, 16), "b1": 3 * weight(2, 16), "w2": weight(3, 16, 3), **vectors},
+    )
+    coupling = coupled(proto)
+    assert [group.mixing for group in coupling.groups] == [True]
+    keep = {coupling.groups[0].factor: np.arange(16) < 8}
+    feeds, other = batches(8, 60, 6), batches(3, 60, 6)
+    found, small, fitted = recovered(coupling, keep, feeds)
+    assert set(found.values) == {"s", "t", "w2"}
+    norm = found.layers[0]
+    assert "LayerNormalization" in norm.node
+    assert norm.after < 0.5 * norm.before
+    without = shrink(coupling, keep, {"w2": found.values["w2"]})
+    assert missed(fitted, proto, other) < 0.7 * min(
+        missed(small, proto, other), missed(without, proto, other)
+    )
+    assert verify(coupling, keep, fitted, values=found.values).ok
+
+
+def test_lines_are_least_squares() -> None:
+    generator = np.random.default_rng(0)
+    y = generator.standard_normal((50, 3, 2)).astype(np.float32)
+    t = (y * np.array([2.0, -1.0, 0.5])[:, None] + np.array([1.0, 0.0, -3.0])[:, None]).astype("f4")
+    lines = Lines()
+    lines.add(y[:30], t[:30], axis=1)
+    lines.add(y[30:], t[30:], axis=1)
+    slope, shift = lines.solved(free=True)
+    assert np.allclose(slope, [2, -1, 0.5], atol=5e-3)
+    assert np.allclose(shift, [1, 0, -3], atol=5e-3)
+    direct = np.square(y * slope[:, None] + shift[:, None] - t).sum()
+    assert lines.left(slope, shift) == pytest.approx(float(direct), abs=1e-3)
+    assert lines.left(1.0, 0.0) == pytest.approx(float(np.square(y - t).sum()), rel=1e-4)
+    tight, none = lines.solved(free=False)
+    assert not none.any()
+    assert tight[1] == pytest.approx(
+        float((y[:, 1] * t[:, 1]).sum() / (y[:, 1] ** 2).sum()), abs=1e-2
+    )

@@ -116,6 +116,9 @@ CRITERIA: Final = {
     "bn-scale": "scale of its BatchNormalization (l2 where there is none)",
     "lamp": "square against all squares of the group that are larger",
     "redundancy": "l2, times what no other channel stands for; near-copies are merged",
+    "activation": "energy of what is read there (wants --calibration)",
+    "wanda": "weights times the norm of what they read (wants --calibration)",
+    "flap": "weights times the fluctuation of what they read (wants --calibration)",
     "obs": "what its loss costs when all others make up for it (wants --calibration)",
     "random": "nothing: the baseline",
 }

@@ -187,6 +187,10 @@ UNFOLDED: Final = {"Conv": "conv", "ConvTranspose": "transposed"}
 # Operators that add two values, and that multiply them.
 ADDS: Final = frozenset({"Add"})
 SCALES: Final = frozenset({"Mul"})
+# Norms: the position of their scale; a shift follows it.
+SCALED: Final = dict.fromkeys(
+    ("BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization"), 1
+) | {"RMSNormalization": 1, "com.microsoft::SimplifiedLayerNormalization": 1}
 # Operators that scale and shift each channel by stored vectors: operands 1 to 4.
 NORMS: Final = frozenset({"BatchNormalization"})
 # Operators that put values side by side, which may differ in size by orders of magnitude.

@@ -14,7 +14,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.passes.score import criteria
 from onnxprune.passes.score.criteria import Criterion, Settings
 from onnxprune.passes.score.magnitude import SCALES, SIDES, Progress
-from onnxprune.passes.score.obs import obs
+from onnxprune.passes.score.obs import activation, flap, obs, wanda
 from onnxprune.passes.score.redundancy import Twins, merge_weights, merges
 from onnxprune.runtime import Feeds
 
@@ -42,10 +42,14 @@ DEFAULT: Final = "l2"
 DEFAULT_SIDES: Final = "contracted"
 DEFAULT_SCALE: Final = "mean"
 MERGING: Final = frozenset({"redundancy"})  # what these remove is merged into what stays
-DATA_DRIVEN: Final = frozenset({"obs"})  # these want calibration inputs
+DATA_DRIVEN: Final = frozenset(
+    {"activation", "flap", "obs", "wanda"}
+)  # these want calibration inputs
 DEFAULT_WITH_DATA: Final = "obs"
 CRITERIA: Final[dict[str, Criterion]] = {
+    "activation": activation,
     "bn-scale": criteria.bn_scale,
+    "flap": flap,
     "fpgm": criteria.fpgm,
     "l1": criteria.l1,
     "l2": criteria.l2,
@@ -54,6 +58,7 @@ CRITERIA: Final[dict[str, Criterion]] = {
     "obs": obs,
     "random": criteria.random,
     "redundancy": criteria.redundancy,
+    "wanda": wanda,
 }
 
 REMARKS: Final = {"bn-scale": criteria.without_scale}

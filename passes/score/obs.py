@@ -13,7 +13,7 @@ shares of its result's variance. So a loss adds up, and compares between groups.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,24 +28,62 @@ from onnxprune.passes.score.readers import Reader, readers
 CHUNKS: Final = 48  # eliminations of a group, at most: then several indices go at once
 DAMPING: Final = 1e-3  # of the mean energy of what is read
 FLOOR: Final = 1e-12
+Judge = Callable[[Coupling, Sequence[Reader]], dict[int, Values]]
 
 
 def obs(coupling: Coupling, settings: Settings) -> Scores:
-    """What each index (size,) is worth, as a norm: the root of its loss, times the group's size.
+    """What an index's loss costs when all others make up for it; see the module's docstring."""
+    return _scored(coupling, settings, losses)
+
+
+def activation(coupling: Coupling, settings: Settings) -> Scores:
+    """The energy of what is read at each index (Polyak and Wolf 2015)."""
+    return _scored(coupling, settings, _summed(lambda reader: reader.power.sum(axis=0)))
+
+
+def wanda(coupling: Coupling, settings: Settings) -> Scores:
+    """Weights times the norm of what they read (Sun et al. 2023, arXiv:2306.11695), on groups."""
+    return _scored(coupling, settings, _summed(lambda reader: reader.energy))
+
+
+def flap(coupling: Coupling, settings: Settings) -> Scores:
+    """Weights times the fluctuation of what they read (An et al. 2023, arXiv:2312.11983)."""
+    return _scored(coupling, settings, _summed(lambda reader: reader.fluctuation))
+
+
+def _scored(coupling: Coupling, settings: Settings, judge: Judge) -> Scores:
+    """Losses as norms: their roots, times the group's size.
 
     A group that nothing reads in a product (a recurrent layer's hidden units) goes by l2.
     """
     assert settings.feeds, "score has checked it"
-    found = losses(
-        coupling,
-        readers(coupling, settings.feeds, seed=settings.seed, progress=settings.progress),
-    )
+    own = readers(coupling, settings.feeds, seed=settings.seed, progress=settings.progress)
+    found = judge(coupling, own)
     if len(found) < len(coupling.groups):
         plain = l2(coupling, settings)
         for group in coupling.groups:
             squares = np.square(plain[group.factor])
             found.setdefault(group.factor, squares / max(squares.sum(), FLOOR))
     return {group.factor: np.sqrt(found[group.factor]) * group.size for group in coupling.groups}
+
+
+def _summed(measure: Callable[[Reader], Values]) -> Judge:
+    """Each index's share of what its readers measure, summed over them."""
+
+    def judge(coupling: Coupling, own: Sequence[Reader]) -> dict[int, Values]:
+        found = {}
+        for group in coupling.groups:
+            parts = [
+                (values := measure(r))[r.positions[group.factor]].sum(axis=1)
+                / max(values.sum(), FLOOR)
+                for r in own
+                if group.factor in r.positions
+            ]
+            if parts:
+                found[group.factor] = np.maximum(np.sum(parts, axis=0), FLOOR)
+        return found
+
+    return judge
 
 
 def losses(coupling: Coupling, readers: Sequence[Reader]) -> dict[int, Values]:

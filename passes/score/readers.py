@@ -40,7 +40,9 @@ class Reader:
         node: its label.
         gram: mean of x'x (b, d, d) over rows, or None where it is too large or there is no weight.
         weight: (b, d, o), or None where there is none.
-        energy: (d,) what each read number adds to the result's energy by itself.
+        power: (b, d) mean of x^2.
+        mean: (b, d) mean of x.
+        squares: (b, d) sum of the weights' squares over outer indices; 1 where there is none.
         total: the result's variance, summed over outer indices, a row.
         positions: where the groups' indices stand.
     """
@@ -48,9 +50,22 @@ class Reader:
     node: str
     gram: Values | None = field(repr=False)
     weight: Values | None = field(repr=False)
-    energy: Values = field(repr=False)
+    power: Values = field(repr=False)
+    mean: Values = field(repr=False)
+    squares: Values = field(repr=False)
     total: float
     positions: Positions = field(repr=False)
+
+    @property
+    def energy(self) -> Values:
+        """What each read number (d,) adds to the result's energy by itself."""
+        return np.asarray((self.power * self.squares).sum(axis=0), np.float64)
+
+    @property
+    def fluctuation(self) -> Values:
+        """The same, without what a bias makes up for."""
+        varied = np.maximum(self.power - np.square(self.mean), 0)
+        return np.asarray((varied * self.squares).sum(axis=0), np.float64)
 
 
 def readers(
@@ -145,10 +160,10 @@ class _Pass:
             count += len(places)
         moments, mean = moments / count, sums / count
         power = np.einsum("bdd->bd", moments) if full else moments[:, 0]
-        energy = (power * np.square(weight.astype(np.float64)).sum(axis=2)).sum(axis=0)
+        squares = np.square(weight.astype(np.float64)).sum(axis=2)
         gram = _extended(moments, mean) if full else None
-        kept = weight if full else None
-        return Reader(linear.node.label, gram, kept, energy, spread / count, positions)
+        seen = (gram, weight if full else None, power, mean, squares)
+        return Reader(linear.node.label, *seen, spread / count, positions)
 
     def product(self, bound: Bound, reads: dict[str, Kept | None], results: Kept) -> Reader | None:
         """The reader of a product of two computed values: x (..., m, k) and w (..., k, n)."""
@@ -176,7 +191,9 @@ class _Pass:
             joint = sides[0] * sides[1]
             energy = energy + joint.reshape(-1, int(np.prod(joint.shape[len(shared) :]))).sum(0)
         total = sum(float(np.square(own.astype(np.float64)).sum()) for own in results)
-        return Reader(node.label, None, None, np.asarray(energy), total, positions)
+        power = np.atleast_2d(energy)
+        seen = (None, None, power, np.zeros_like(power), np.ones_like(power))
+        return Reader(node.label, *seen, total, positions)
 
     def positions(self, at: Linear | Bound, letters: Letters, sizes: Sequence[int]) -> Positions:
         """Where each group's indices stand among the numbers that are read."""

@@ -1,0 +1,306 @@
+"""Refit layers one after the other: the work of the pass recover."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final
+
+import numpy as np
+import onnx
+from onnx.numpy_helper import to_array
+
+from onnxprune.affine import FIRM, Affine, Lines, affine_of
+from onnxprune.axes import Factors, Values
+from onnxprune.coupling import Coupling
+from onnxprune.full import full_size, kept_part
+from onnxprune.linear import Linear, letter_sizes, linear_of, picked
+from onnxprune.model import Array, Node
+from onnxprune.moments import WIDE, Moments, joined, ridge
+from onnxprune.plan import Keep
+from onnxprune.results import Layer
+from onnxprune.rules.tables import NORMS
+from onnxprune.sides import Branch, Step, branch_of, readers
+from onnxprune.stepping import Stepper
+
+STRENGTHS: Final = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+HELD: Final = 4  # every so-manieth batch chooses the penalty
+ROWS: Final = 24  # rows for each number that a layer reads, at most
+LEAST_ROWS: Final = 1 << 14
+WIDE_ROWS: Final = 4096  # where rows are kept
+TINY: Final = 1e-30
+SAME: Final = 1e-10  # share of the target's energy that rounding may miss
+
+
+class Refit:
+    """One run over all layers of a model; see ``onnxprune.passes.recover`` for what it does.
+
+    Attributes:
+        changed: new values of parameters at full size, by name.
+    """
+
+    def __init__(
+        self,
+        coupling: Coupling,
+        keep: Keep,
+        original: Stepper,
+        pruned: Stepper,
+        values: dict[str, Array],
+        generator: np.random.Generator,
+    ) -> None:
+        self.coupling, self.keep, self.values = coupling, keep, values
+        self.factors: Factors = coupling.factors
+        self.original, self.pruned, self.generator = original, pruned, generator
+        self.counts = {factor: int(mask.sum()) for factor, mask in keep.items()}
+        self.changed: dict[str, Array] = {}
+        self.uses = Counter(name for node in coupling.model.nodes for name in node.inputs)
+        self.wanted: dict[str, int] = {}  # values of the original -> layers that still need them
+        self.read_by = readers(coupling)
+
+    def found(self) -> list[tuple[Linear | Affine, Branch]]:
+        """The layers in topological order, with what their results go through."""
+        pairs: list[tuple[Linear | Affine, Branch]] = []
+        for bound in self.coupling.bound:
+            key = bound.node.key
+            if key not in self.original.index or key not in self.pruned.index:
+                continue
+            linear = linear_of(self.coupling, bound)
+            norm = affine_of(self.coupling, bound)
+            if norm is not None:
+                pairs.append((norm, Branch()))
+            if linear is not None:
+                pairs.append((linear, branch_of(self.coupling, linear.node, self.read_by)))
+        pairs.sort(key=lambda pair: self.pruned.index[pair[0].node.key])
+        for fitted, branch in pairs:
+            for name in {fitted.node.outputs[0], branch.total} - {""}:
+                self.wanted[name] = self.wanted.get(name, 0) + 1
+        return pairs
+
+    def fit(self, fitted: Linear | Affine, branch: Branch) -> Layer | None:
+        """Fit one layer; None where it misses nothing."""
+        return self.norm(fitted) if isinstance(fitted, Affine) else self.linear(fitted, branch)
+
+    def linear(self, linear: Linear, branch: Branch) -> Layer | None:
+        """Fit the weight of a linear layer."""
+        node = linear.node
+        name, total = node.outputs[0], branch.total
+        place = self.pruned.index[node.key]
+        self.pruned.advance(place)
+        self.reach(name)
+        joins = bool(total) and branch.other in self.pruned.values
+        if joins:
+            self.reach(total)
+        own = self.pruned.nodes[place]
+        stored = own.input[linear.weight]
+        reason = self.refusal(linear, stored)
+        layer = None if reason else self.solve(linear, branch, joins, own)
+        self.done({name, total} - {""})
+        return Layer(node.label, 0.0, 0.0, None, reason) if reason else layer
+
+    def done(self, names: Iterable[str]) -> None:
+        """Let go of values of the original that nobody needs any more."""
+        for used in names:
+            self.wanted[used] -= 1
+            over = self.original.last.get(used, -1) < self.original.position
+            if not self.wanted[used] and over and used in self.original.values:
+                self.original.drop(used)
+
+    def norm(self, norm: Affine) -> Layer | None:
+        """Give a norm another scale and shift, where that brings its result nearer."""
+        node, name = norm.node, norm.node.outputs[0]
+        place = self.pruned.index[node.key]
+        positions = [k for k in (norm.scale, norm.shift) if k is not None]
+        stored = [self.constant(node, k) for k in positions]
+        shared = any(self.uses[node.inputs[k]] > 1 for k in positions)
+        self.reach(name)
+        self.pruned.advance(place + 1, [name])
+        parts = [Lines(), Lines()]
+        for batch in range(self.pruned.count):
+            held = self.pruned.count > 1 and batch % HELD == min(HELD, self.pruned.count) - 1
+            found = self.pruned.values[name][batch]
+            parts[held].add(found, self.kept(name, batch), norm.axis)
+        self.done([name])
+        judge = parts[1] if parts[1].count else parts[0]
+        scale, before = max(judge.spread(), TINY), judge.left(1.0, 0.0)
+        if before <= SAME * scale:
+            return None
+        if shared or any(value is None for value in stored):
+            why = "its scale serves other nodes, or is computed"
+            return Layer(node.label, before / scale, before / scale, None, why)
+        slope, shift = parts[0].solved(norm.shift is not None)
+        after = judge.left(slope, shift)
+        if not after < before:
+            why = "no fit does better on other samples"
+            return Layer(node.label, before / scale, before / scale, None, why)
+        self.change(norm, slope, shift)
+        return Layer(node.label, before / scale, after / scale, FIRM)
+
+    def change(self, norm: Affine, slope: Values, shift: Values) -> None:
+        """Write the line into the norm, and into what it has just given."""
+        for position, added in ((norm.scale, 0.0), (norm.shift, shift)):
+            old = None if position is None else self.constant(norm.node, position)
+            if position is not None and old is not None:
+                self.put(norm.node, position, old * slope + added)
+
+        def along(value: Array) -> Array:
+            wide = [1] * value.ndim
+            wide[norm.axis] = -1
+            return np.asarray(value * slope.reshape(wide) + shift.reshape(wide), value.dtype)
+
+        self.pruned.amend(norm.node.outputs[0], along)
+
+    def refusal(self, linear: Linear, stored: str) -> str:
+        """Why a layer can't change."""
+        if linear.bias is not None and self.constant(linear.node, linear.bias) is None:
+            return "its bias is computed in the graph"
+        if self.uses[linear.node.inputs[linear.weight]] > 1:
+            return "its weight serves other nodes, too"
+        return "" if stored in self.pruned.tensors else "its weight is computed in the graph"
+
+    def reach(self, name: str) -> None:
+        """Run the original until a value is there."""
+        if name not in self.original.values:
+            stop = 1 + self.original.index[self.coupling.model.producers[name].key]
+            self.original.advance(stop, [x for x, left in self.wanted.items() if left])
+
+    def solve(
+        self, linear: Linear, branch: Branch, joins: bool, own: onnx.NodeProto
+    ) -> Layer | None:
+        """Gather the moments of one layer, and change its weight where that helps."""
+        weight = to_array(self.pruned.tensors[own.input[linear.weight]])
+        sizes = letter_sizes(linear, self.factors, self.counts)
+        matrix = linear.matrix(weight, sizes).astype(np.float32)
+        carrier = self.carrier(linear, branch, matrix)
+        shift: Array | float = 0.0
+        if linear.bias is not None:
+            stored = to_array(self.pruned.tensors[own.input[linear.bias]]).astype(np.float32)
+            shift = stored.reshape(matrix.shape[0], 1, matrix.shape[2])
+        parts = [Moments(), Moments()]
+        spread = 0.0
+        for batch in range(self.pruned.count):
+            held = self.pruned.count > 1 and batch % HELD == min(HELD, self.pruned.count) - 1
+            target = self.target(linear.node, branch if joins else None, batch)
+            x, wanted = self.rows(linear, own, target, batch, weight.shape, matrix)
+            spread += float(np.square(wanted - wanted.mean(axis=1, keepdims=True)).sum())
+            residual = wanted - np.matmul(x, matrix) - shift
+            if carrier is not None:
+                x = np.concatenate([x, np.ones((*x.shape[:2], 1), x.dtype)], axis=2)
+            parts[held].add(x, residual)
+        whole = joined(parts)
+        if whole.energy <= SAME * max(spread, TINY):
+            return None
+        judge = parts[1] if parts[1].count else parts[0]
+        scale = max(spread * judge.count / whole.count, TINY)
+        lost, strength = _best(parts[0], judge, carrier is not None)
+        before, label = judge.energy / scale, linear.node.label
+        if lost >= judge.energy:
+            return Layer(label, before, before, None, "no fit does better on other samples")
+        delta = ridge(whole, strength, carrier is not None)
+        inner = matrix.shape[1]
+        fitted = linear.tensor(matrix + delta[:, :inner], weight.shape, sizes)
+        self.put(linear.node, linear.weight, fitted)
+        if carrier is not None:
+            self.add(carrier, delta[:, inner:].reshape(-1))
+        return Layer(label, before, lost / scale, strength)
+
+    def carrier(self, linear: Linear, branch: Branch, matrix: Array) -> Step | None:
+        """The operand that a change of the bias is written to: a vector of no other use."""
+        if linear.bias is not None:
+            step: Step | None = Step(linear.node, linear.bias)
+        else:
+            step = branch.carrier()
+        if step is None or self.uses[step.node.inputs[step.position]] != 1:
+            return None
+        value = self.constant(step.node, step.position)
+        outer = matrix.shape[0] * matrix.shape[2]
+        ends = linear.y[-1] == (*linear.batch, *linear.outer)
+        if value is None or value.size != outer or max(value.shape, default=0) != outer:
+            return None
+        placed = step.node is linear.node or step.node.op in NORMS or value.shape[-1] == outer
+        return step if placed and (ends or step.node.op in (*NORMS, linear.node.op)) else None
+
+    def constant(self, node: Node, position: int) -> Array | None:
+        """A stored operand, as the pruned model has it."""
+        place = self.pruned.index.get(node.key)
+        if place is None:
+            return None
+        tensor = self.pruned.tensors.get(self.pruned.nodes[place].input[position])
+        return None if tensor is None else to_array(tensor)
+
+    def kept(self, name: str, batch: int) -> Array:
+        """A value of the original, as far as the pruned model has it."""
+        value = self.original.values[name][batch]
+        return np.asarray(kept_part(self.coupling, self.keep, name, value))
+
+    def target(self, node: Node, branch: Branch | None, batch: int) -> Array:
+        """What a layer should give: with another branch, what that one leaves to be given."""
+        name = node.outputs[0]
+        plain = self.kept(name, batch)
+        if branch is None:
+            return plain
+        total = self.kept(branch.total, batch)
+        other = self.pruned.values[branch.other][batch]
+        undone = branch.undone(total.astype(np.float64) - other, self.constant)
+        fits = undone is not None and undone.shape == plain.shape
+        return undone.astype(plain.dtype) if undone is not None and fits else plain
+
+    def rows(
+        self,
+        linear: Linear,
+        own: onnx.NodeProto,
+        target: Array,
+        batch: int,
+        shape: tuple[int, ...],
+        matrix: Array,
+    ) -> tuple[Array, Array]:
+        """What the layer reads (b, p, d), and what it should give (b, p, o)."""
+        sizes = letter_sizes(linear, self.factors, self.counts)
+        data = self.pruned.values[own.input[linear.data]][batch]
+        x = linear.inputs(data, target.shape, shape, sizes)
+        y = linear.outputs(target, sizes)
+        count, wide = len(linear.rows), matrix.shape[1]
+        there = int(np.prod(x.shape[:count], dtype=np.int64))
+        most = WIDE_ROWS if wide > WIDE else max(ROWS * wide, LEAST_ROWS)
+        most = -(-most // self.pruned.count)
+        places = np.arange(there)
+        if there > most:
+            places = np.sort(self.generator.choice(there, most, replace=False))
+        flat = picked(x, count, places).reshape(len(places), matrix.shape[0], wide)
+        wanted = picked(y, count, places).reshape(len(places), matrix.shape[0], matrix.shape[2])
+        turned = np.ascontiguousarray(flat.transpose(1, 0, 2), np.float32)
+        return turned, np.ascontiguousarray(wanted.transpose(1, 0, 2), np.float32)
+
+    def add(self, carrier: Step, bias: Values) -> None:
+        """Add a bias, behind what scales it."""
+        old = self.constant(carrier.node, carrier.position)
+        affine = carrier.affine(self.constant) if carrier.node.op in NORMS else None
+        scale = 1.0 if affine is None else affine[0]
+        assert old is not None
+        self.put(carrier.node, carrier.position, old + (scale * bias).reshape(old.shape))
+
+    def put(self, node: Node, position: int, small: Array) -> None:
+        """Let the pruned model go on with a new value, and remember it at full size."""
+        stored = self.pruned.nodes[self.pruned.index[node.key]].input[position]
+        old = to_array(self.pruned.tensors[stored])
+        self.pruned.replace(stored, np.ascontiguousarray(small.astype(old.dtype)))
+        name = node.inputs[position]
+        base = self.values.get(name)
+        base = self.coupling.model.params[name].read() if base is None else base
+        full = full_size(self.coupling, self.keep, name, small, base)
+        self.values[name] = self.changed[name] = full
+
+
+def _best(fit: Moments, judge: Moments, free: bool) -> tuple[float, float]:
+    """The smallest loss on other samples, and the penalty that gives it: a walk from the middle."""
+    lost: dict[int, float] = {}
+
+    def at(place: int) -> float:
+        if place not in lost:
+            lost[place] = judge.left(ridge(fit, STRENGTHS[place], free))
+        return lost[place]
+
+    place = len(STRENGTHS) // 2
+    step = -1 if at(place - 1) < at(place) else 1
+    while 0 <= place + step < len(STRENGTHS) and at(place + step) < at(place):
+        place += step
+    return at(place), STRENGTHS[place]
