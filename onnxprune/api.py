@@ -27,6 +27,7 @@ from onnxprune.passes.score import CRITERIA, DEFAULT, DEFAULT_WITH_DATA
 from onnxprune.pictures import Pictures
 from onnxprune.pipeline import Choice, Inputs, Progress, Run
 from onnxprune.plan import Plan, read_plan
+from onnxprune.report.writing import report_text
 from onnxprune.results import Inspection, Report
 from onnxprune.rules import BUILT_IN, Row, stated_row
 from onnxprune.sources import Source
@@ -206,7 +207,8 @@ def prune(
         force: take a result nevertheless that is slower than the original, or than that.
         output: where to write the result, once it is proved.
         plan_output: where to write the plan, with it.
-        report_output: where to write the report as JSON, also that of a verification that failed.
+        report_output: where to write the report, also that of a verification that failed: as a page
+            (.html, extra ``report``), Markdown (.md) or JSON (.json).
         progress: is told the name of each pass as it starts.
         calibration: inputs without labels: a path (.npz, .npy, a folder of pictures), or
             ``module:function``, a function, arrays (see ``onnxprune.sources``), or ``synthetic``.
@@ -237,7 +239,8 @@ def prune(
     choice = Choice(budget, options, name, steps, seed, recover, speed)
     data = gathered(calibration, evaluate, samples, metric, max_drop, min_fidelity, pictures, seed)
     files = (inputs, output, plan_output, report_output)
-    run = Run(model, _every(rules), verify, *files, progress, data, _table(per_group_from))
+    table, text = _table(per_group_from), report_text(report_output)
+    run = Run(model, _every(rules), verify, *files, progress, data, table, report_text=text)
     return pipeline.prune(run, choice)
 
 
@@ -301,7 +304,8 @@ def apply(
     """
     data = gathered(calibration, evaluate, samples, metric, max_drop, min_fidelity, pictures, seed)
     files = (inputs, output, None, report_output)
-    run = Run(model, _every(rules), verify, *files, progress, data=data)
+    text = report_text(report_output)
+    run = Run(model, _every(rules), verify, *files, progress, data=data, report_text=text)
     return pipeline.replay(run, _plan(plan), recover)
 
 

@@ -24,6 +24,7 @@ from onnxprune.choosing import (
     choose_by_latency,
 )
 from onnxprune.coupling import Coupling
+from onnxprune.environment import command, environment
 from onnxprune.errors import (
     GateError,
     NothingToPruneError,
@@ -198,6 +199,10 @@ def _finish(
         inputs=explaining.input_shapes(coupling),
         recovery=layers,
         pace=pace,
+        frozen=explaining.frozen_rows(coupling),
+        sensitivity=None if run.sensitivity is None else run.sensitivity.to_dict(),
+        environment=environment(),
+        command=command(),
     )
     if failure is not None:
         _write(run, report, None, None)
@@ -294,7 +299,7 @@ def _write(
             if run.plan_output is not None and plan is not None:
                 beside(Path(run.plan_output), _text(plan.to_json()))
             if run.report_output is not None:
-                beside(Path(run.report_output), _text(report.to_json()))
+                beside(Path(run.report_output), _text(run.report_text(report)))
 
 
 def _text(text: str) -> files.Fill:

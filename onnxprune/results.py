@@ -166,6 +166,11 @@ class Report(Jsonable):
         fidelity: how far the outputs are from the original's, where there is data.
         evaluation: the metric before and after, where there are labels.
         pace: the measured latency, where one was asked for.
+        frozen: one row for each axis of a parameter that can't be pruned.
+        sensitivity: the table that shared the budget out, as plain data (see
+            ``onnxprune.trials.Sensitivity``), or None.
+        environment: the machine and the versions.
+        command: the command line; empty where it was not onnxprune's own.
     """
 
     name: str
@@ -182,6 +187,10 @@ class Report(Jsonable):
     fidelity: tuple[Fidelity, ...] = ()
     evaluation: Evaluation | None = None
     pace: Pace | None = None
+    frozen: tuple[FrozenRow, ...] = ()
+    sensitivity: dict[str, Any] | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
+    command: str = ""
 
     def __repr__(self) -> str:
         found, before, after = self.verification, self.before, self.after
@@ -217,8 +226,10 @@ class Report(Jsonable):
             data[key] = asdict(data[key]) if data[key] is not None else None
         if self.verification is not None:
             data["verification"] |= {"ok": self.verification.ok, "error": self.verification.error}
+            told = {"blind": self.verification.blind, "summary": self.verification.summary()}
+            data["verification"] |= told
         if self.evaluation is not None:
             data["evaluation"]["drop"] = self.evaluation.drop
-        rows = {key: [asdict(row) for row in data[key]] for key in ("groups", "recovery")}
+        rows = {key: [asdict(row) for row in data[key]] for key in ("groups", "recovery", "frozen")}
         rows["fidelity"] = [asdict(row) | {"value": row.value} for row in self.fidelity]
         return {**data, **rows}

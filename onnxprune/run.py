@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from onnxprune.choosing import Progress, Rules
 from onnxprune.errors import OnnxPruneError
 from onnxprune.judging import Data
 from onnxprune.model import Model
+from onnxprune.results import Report
 from onnxprune.runtime import Feeds
 from onnxprune.trials import Sensitivity
 
@@ -38,6 +39,7 @@ class Run:
         sensitivity: shares a budget out by what each group can spare.
         notes: what the report says besides.
         seconds: time by pass.
+        report_text: what the report's file holds.
     """
 
     source: Any
@@ -52,6 +54,7 @@ class Run:
     sensitivity: Sensitivity | None = None
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    report_text: Callable[[Report], str] = Report.to_json
 
     @contextmanager
     def step(self, name: str) -> Iterator[Progress | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,7 @@ import typer
 
 from onnxprune.cli import options
 from onnxprune.cli.shell import INTERRUPTED, app
+from onnxprune.cli.targets import Files, check
 from onnxprune.errors import OnnxPruneError
 from onnxprune.report.console import progress, show
 
@@ -150,16 +150,12 @@ def bench(
     every: options.All = False,
     json_: options.AsJson = False,
     csv: Csv = False,
+    report: options.WriteReport = None,
     export: Export = None,
     imports: Import = [],  # noqa: B006
 ) -> None:
     """Measure models side by side: latency, memory, size, and where the time goes."""
-    if not models and not imports:
-        raise OnnxPruneError("there is nothing to measure: give models, or --import FILE.json")
-    if json_ and csv:
-        raise OnnxPruneError("--json and --csv exclude each other")
-    if export is not None and not models:
-        raise OnnxPruneError("--export has nothing to carry: give models")
+    _check(models or (), imports, export, json_ and csv, report, inputs)
     given: dict[str, Any] = {
         "ep": ep,
         "threads": threads,
@@ -180,22 +176,58 @@ def bench(
 
         found = [api_bench.bench(*models, **given, progress=tell)] if models else []
         found += [api_bench.bench_import(path) for path in imports]
-    _print(found, "json" if json_ else "csv" if csv else "tables", export, every)
+    if report is not None:
+        _write(found, report)
+    _print(found, "json" if json_ else "csv" if csv else "tables", export, every, report)
     if any(row.timing is not None and row.timing.interrupted for b in found[:1] for row in b.rows):
         raise typer.Exit(INTERRUPTED)
 
 
-def _print(found: Sequence[Bench], form: str, export: Path | None, every: bool) -> None:
+def _check(
+    models: Sequence[Path],
+    imports: Sequence[Path],
+    export: Path | None,
+    two_forms: bool,
+    report: Path | None,
+    inputs: Path | None,
+) -> None:
+    """Refuse, before anything is measured, what makes no sense or could not be written."""
+    if not models and not imports:
+        raise OnnxPruneError("there is nothing to measure: give models, or --import FILE.json")
+    if two_forms:
+        raise OnnxPruneError("--json and --csv exclude each other")
+    if export is not None and not models:
+        raise OnnxPruneError("--export has nothing to carry: give models")
+    if export is not None and report is not None:
+        raise OnnxPruneError("--export measures nothing, so --report has nothing to show")
+    if report is not None:
+        check(Files((*models, *imports, inputs), None, None, report, False), None, False)
+
+
+def _write(found: Sequence[Bench], report: Path) -> None:
+    from onnxprune.files import together
+    from onnxprune.report import benches, latencies, writing
+
+    text = writing.rendered(report, benches.json_text(found) + "\n", latencies.document)
+    with together() as write:
+        write(report, lambda place: place.write_text(text, encoding="utf-8"))
+
+
+def _print(
+    found: Sequence[Bench], form: str, export: Path | None, every: bool, report: Path | None
+) -> None:
     from onnxprune.report import benches
 
     if form == "json":
-        typer.echo(json.dumps(benches.plain(found), indent=2, sort_keys=True, default=str))
+        typer.echo(benches.json_text(found))
     elif form == "csv":
         typer.echo(benches.csv(found), nl=False)
     elif export is not None:
         show(benches.exported(found[0], export))
     else:
         show(benches.tables(found, every))
+        if report is not None:
+            show(f"wrote the report to {report}")
 
 
 def pair(option: str, text: str) -> tuple[str, str]:

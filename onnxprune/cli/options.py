@@ -260,7 +260,10 @@ WritePlan = Annotated[
 WriteReport = Annotated[
     Path | None,
     typer.Option(
-        "--report", readable=False, help="Write the report here, as JSON.", rich_help_panel=FILES
+        "--report",
+        readable=False,
+        help="Write the report here: .html (extra 'report'), .md or .json.",
+        rich_help_panel=FILES,
     ),
 ]
 DryRun = Annotated[

@@ -45,12 +45,17 @@ def check(files: Files, inputs: Path | None, no_verify: bool) -> None:
     """Refuse, before any work is done, what could not be finished.
 
     Raises:
-        OnnxPruneError: there is no target, one is a source or another target, or can't be written.
+        OnnxPruneError: there is no target, one is a source or another target, or can't be written;
+            a report of this kind can't be made.
     """
     if not files.targets and not files.dry_run:
         raise OnnxPruneError(
             "nothing to write: give -o FILE, or --dry-run to see what would happen"
         )
+    if files.report is not None:
+        from onnxprune.report import writing
+
+        writing.check(files.report)
     if inputs is not None and no_verify:
         raise OnnxPruneError("--inputs are for the verification, which --no-verify switches off")
     taken = {path.resolve(): "this command reads" for path in files.sources if path is not None}

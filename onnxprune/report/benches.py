@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv as csv_
 import io
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Group, RenderableType
 
 from onnxprune.amounts import count, size
+from onnxprune.environment import command, environment
 from onnxprune.measuring import Bench, Row
 from onnxprune.profile import Change, Layer, Profile, changes
 from onnxprune.report.figures import milliseconds
@@ -26,7 +29,34 @@ COLUMNS: Final = (
 
 def plain(found: Sequence[Bench]) -> dict[str, Any]:
     """Everything as plain data."""
-    return {"benches": [bench.to_dict() for bench in found]}
+    return {
+        "benches": [{**bench.to_dict(), **_compared(bench)} for bench in found],
+        "environment": environment(),
+        "command": command(),
+    }
+
+
+def _compared(bench: Bench) -> dict[str, Any]:
+    """What profiles say together: sums of each, changes from the first one."""
+    profiles = list(bench.profiles.items())
+    sums = {
+        name: {
+            "operator": own.by_operator(),
+            "provider": own.by_provider(),
+            "bound by": own.by_bound(),
+        }
+        for name, own in profiles
+    }
+    other = {
+        name: [asdict(change) for change in changes(profiles[0][1], own)]
+        for name, own in profiles[1:]
+    }
+    return {"sums": sums, "changes": other}
+
+
+def json_text(found: Sequence[Bench]) -> str:
+    """Everything as JSON."""
+    return json.dumps(plain(found), indent=2, sort_keys=True, default=str)
 
 
 def csv(found: Sequence[Bench]) -> str:
