@@ -335,7 +335,11 @@ def test_bisection_where_nothing_passes() -> None:
 def test_without_a_budget_the_gates_decide(tmp_path: Path) -> None:
     given: dict[str, Any] = {"align": 1, "calibration": INPUTS}
     small, report = onnxprune.prune(
-        three(), min_fidelity=0.9, output=tmp_path / "s.onnx", report_output=tmp_path / "r", **given
+        three(),
+        min_fidelity=0.9,
+        output=tmp_path / "s.onnx",
+        report_output=tmp_path / "r.json",
+        **given,
     )
     assert report.fidelity[0].value >= 0.9
     assert report.verification is not None

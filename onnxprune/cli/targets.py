@@ -52,10 +52,6 @@ def check(files: Files, inputs: Path | None, no_verify: bool) -> None:
         raise OnnxPruneError(
             "nothing to write: give -o FILE, or --dry-run to see what would happen"
         )
-    if files.report is not None:
-        from onnxprune.report import writing
-
-        writing.check(files.report)
     if inputs is not None and no_verify:
         raise OnnxPruneError("--inputs are for the verification, which --no-verify switches off")
     taken = {path.resolve(): "this command reads" for path in files.sources if path is not None}
@@ -72,6 +68,10 @@ def check(files: Files, inputs: Path | None, no_verify: bool) -> None:
             raise OnnxPruneError(f"'{path}' can't be written: it is a folder")
         if not os.access(path.parent, os.W_OK):
             raise OnnxPruneError(f"'{path}' can't be written: the folder may not be written to")
+    if files.report is not None:
+        from onnxprune.report import writing
+
+        writing.check(files.report)
 
 
 def finish(

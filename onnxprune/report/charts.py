@@ -9,11 +9,12 @@ from typing import Any, Final
 
 from onnxprune.report.sections import Chart, Series
 
-LONGEST: Final = 60  # rows of a chart; the table below it has all
+LONGEST: Final = 40  # rows of a chart; the table below it has all
 LABEL: Final = 28  # characters of a row's label
-ROW_PX: Final = 26
-FRAME_PX: Final = 150
-HEIGHT_PX: Final = 440
+BAR_PX: Final = 12
+GAP_PX: Final = 12
+FRAME_PX: Final = 130
+PLOT_PX: Final = 320
 # Tell apart in grey and for the colour-blind (Okabe and Ito); the first two are before and after.
 COLOURS: Final = (
     *("#8c959f", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000"),
@@ -25,27 +26,34 @@ def figure(chart: Chart) -> dict[str, Any]:
     """What ``Plotly.newPlot`` is given."""
     chosen = shown(chart)
     rows = [short(chart.labels[k]) for k in chosen]
-    tall = len(rows) or (len(chart.series) if chart.kind == "boxes" else 0)
-    ticks = {"tickmode": "array", "tickvals": list(range(len(rows))), "ticktext": rows}
-    across = {**GRID, "title": {"text": escape(chart.figures)}, "rangemode": "tozero"}
-    along: dict[str, Any] = {**GRID, "autorange": "reversed", **(ticks if rows else {})}
+    if chart.kind == "boxes":
+        rows = [short(own.name) for own in chart.series]
+    figures = {**GRID, "title": {"text": text(chart.figures)}, "rangemode": "tozero"}
     if chart.kind == "lines":
-        across, along = {**GRID, "title": {"text": escape(chart.other)}}, across
+        axes = {**GRID, "title": {"text": text(chart.other)}}, figures
+    else:
+        axes = figures, _rows(rows)
+    thick = BAR_PX * (len(chart.series) if chart.kind == "bars" else 1) + GAP_PX
     layout = {
-        "height": max(ROW_PX * tall * (1 if len(chart.series) < 2 or not rows else 1.4), 60)
-        + FRAME_PX
-        if tall
-        else HEIGHT_PX,
+        "height": FRAME_PX + (thick * len(rows) if rows else PLOT_PX),
         "margin": {"l": 8, "r": 16, "t": 8, "b": 48},
         "font": {"family": "system-ui, sans-serif", "color": "#1f2328"},
         "colorway": list(COLOURS[1:] if len(chart.series) == 1 else COLOURS),
         "legend": {"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0},
         "showlegend": len(chart.series) > 1 and chart.kind != "boxes",
         "barmode": "group",
-        "xaxis": across,
-        "yaxis": along,
+        "dragmode": False,  # a finger scrolls the page
+        "xaxis": axes[0],
+        "yaxis": axes[1],
     }
-    return {"data": [_trace(chart, own, chosen) for own in chart.series], "layout": layout}
+    traces = [_trace(chart, own, k, chosen) for k, own in enumerate(chart.series)]
+    return {"data": traces, "layout": layout}
+
+
+def _rows(labels: Sequence[str]) -> dict[str, Any]:
+    """An axis with a row for each label, the first on top; labels may be the same."""
+    ticks = {"tickmode": "array", "tickvals": list(range(len(labels))), "ticktext": list(labels)}
+    return {**GRID, **ticks, "range": [len(labels) - 0.5, -0.5], "zeroline": False}
 
 
 def shown(chart: Chart) -> list[int]:
@@ -59,21 +67,26 @@ def shown(chart: Chart) -> list[int]:
 
 def short(name: str) -> str:
     """The name as a label: its end says more than its start."""
-    return escape(name if len(name) <= LABEL else f"…{name[1 - LABEL :]}")
+    return text(name if len(name) <= LABEL else f"…{name[1 - LABEL :]}")
 
 
-def _trace(chart: Chart, own: Series, chosen: Sequence[int]) -> dict[str, Any]:
-    named = {"name": escape(own.name)}
+def text(own: str) -> str:
+    """A text in which plotly finds no markup."""
+    return escape(own, quote=False)
+
+
+def _trace(chart: Chart, own: Series, number: int, chosen: Sequence[int]) -> dict[str, Any]:
+    named = {"name": text(own.name)}
     if chart.kind == "lines":
         line = {"x": list(own.places), "y": _finite(own.values), "mode": "lines+markers"}
         return {"type": "scatter", **named, **line}
     if chart.kind == "boxes":
-        named = {"name": short(own.name)}
-        return {"type": "box", **named, "x": _finite(own.values), "orientation": "h"}
+        x = _finite(own.values)
+        return {"type": "box", **named, "x": x, "y": [number] * len(x), "orientation": "h"}
     rows = {
         "x": _finite(own.values[k] for k in chosen),
         "y": list(range(len(chosen))),
-        "customdata": [escape(chart.labels[k]) for k in chosen],
+        "customdata": [text(chart.labels[k]) for k in chosen],
         "hovertemplate": "%{customdata}: %{x}<extra>" + named["name"] + "</extra>",
         "orientation": "h",
     }

@@ -33,18 +33,18 @@ table { border-collapse: collapse; font-size: .875rem; overflow-wrap: normal }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #e5e7eb; text-align: left;
   vertical-align: top }
 th { font-weight: 600 } thead th { background: #f6f8fa } tbody th { font-weight: 400 }
-tbody th, td { max-width: 30rem; overflow-wrap: anywhere; min-width: 4rem }
+tbody th, td { max-width: 30rem; overflow-wrap: break-word } tbody th { min-width: 8rem }
 .n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 tbody tr:last-child > * { border-bottom: 0 }
 pre { padding: .7rem; background: #f6f8fa; border-radius: 6px; white-space: pre-wrap }
 summary { cursor: pointer; color: #0550ae }
 .chart { min-height: 120px } .aside { color: #57606a; font-size: .875rem; margin: .2rem 0 }
-@media (max-width: 600px) { body { padding: 8px 12px 48px } .n { white-space: normal } }
-@media print { details > *, .scroll { overflow: visible } nav { display: none } }
+@media (max-width: 600px) { body { padding: 8px 12px 48px } }
+@media print { .scroll { overflow: visible } nav { display: none } }
 """
 DRAW: Final = """
 const figures = JSON.parse(document.getElementById("figures").textContent);
-const options = {responsive: true, displaylogo: false, scrollZoom: false};
+const options = {responsive: true, displayModeBar: false};
 for (const [id, one] of Object.entries(figures)) Plotly.newPlot(id, one.data, one.layout, options);
 """
 

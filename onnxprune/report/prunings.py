@@ -79,7 +79,7 @@ def _costs(found: Data) -> list[Block]:
     if pace is not None:
         pairs["latency in ms, measured (median)"] = (pace["before_ms"], pace["after_ms"])
     rows = [[name, a, b, 1 - b / a if a else None] for name, (a, b) in pairs.items()]
-    return [*table(("", "before", "after", Column("removed", share=True)), rows)]
+    return [*table(("what", "before", "after", Column("removed", share=True)), rows)]
 
 
 def _pace(found: Data) -> list[Block]:
