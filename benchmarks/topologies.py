@@ -49,7 +49,7 @@ class Builder:
 
     def model(self, x: onnx.ValueInfoProto, y: str, name: str) -> onnx.ModelProto:
         """The model with one input and one result."""
-        out = helper.make_empty_tensor_value_info(y)
+        out = helper.make_tensor_value_info(y, TensorProto.FLOAT, None)
         graph = helper.make_graph(self.nodes, name, [x], [out], self.weights)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
