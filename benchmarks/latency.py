@@ -1,6 +1,6 @@
 """Latency: pruned files beside their originals on ONNX Runtime's CPU provider, one thread.
 
-    python -m benchmarks.latency [--quick] [--no-rivals] [--runs N] [--ratios] [models ...]
+    python -m benchmarks.latency [--quick] [--keep] [--no-rivals] [--runs N] [--ratios] [models ...]
 
 For each model, side by side in one interleaved run:
 
@@ -18,6 +18,7 @@ original.
 """
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -78,8 +79,9 @@ class Row:
 def main() -> None:
     """Run, print and save."""
     wanted = _arguments()
-    rows: list[Row] = []
-    for name in wanted.models or (QUICK if wanted.quick else GOALS):
+    names = wanted.models or list(QUICK if wanted.quick else GOALS)
+    rows = _kept(names) if wanted.keep else []
+    for name in names:
         rows += _model_rows(name, wanted)
         path = _save(rows, vars(wanted))  # what is there survives an interruption
     _show(rows)
@@ -92,9 +94,19 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, help="timed rounds; else until intervals are narrow")
     parser.add_argument("--quick", action="store_true", help="two models")
     parser.add_argument("--ratios", action="store_true", help="other shares of the MACs, too")
+    parser.add_argument("--keep", action="store_true", help="other models' rows stay in the file")
     parser.add_argument("--no-rivals", action="store_true", help="without onnxsim")
     parser.add_argument("--package", type=Path, help="where rapidocr_onnxruntime lies unpacked")
     return parser.parse_args()
+
+
+def _kept(names: Sequence[str]) -> list[Row]:
+    """The rows of other models in the file of results."""
+    path = harness.RESULTS / "latency.json"
+    rows = json.loads(path.read_text("utf-8"))["results"]["rows"] if path.exists() else []
+    nan = float("nan")
+    known = [{k: nan if v is None and k != "goal" else v for k, v in r.items()} for r in rows]
+    return [Row(**row) for row in known if row["model"] not in names]
 
 
 def _source(name: str, package: Path | None) -> onnx.ModelProto:
