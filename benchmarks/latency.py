@@ -105,6 +105,7 @@ def _kept(names: Sequence[str]) -> list[Row]:
     path = harness.RESULTS / "latency.json"
     rows = json.loads(path.read_text("utf-8"))["results"]["rows"] if path.exists() else []
     nan = float("nan")
+    known: list[dict[str, Any]]
     known = [{k: nan if v is None and k != "goal" else v for k, v in r.items()} for r in rows]
     return [Row(**row) for row in known if row["model"] not in names]
 
