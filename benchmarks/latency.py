@@ -202,8 +202,9 @@ def _rivals(model: onnx.ModelProto, folder: Path) -> dict[str, tuple[Any, float,
     errors = [""]
     for ratio in ONNXSIM_RATIOS:
         run = rivals.run_onnxsim(python, source, folder / f"onnxsim-{ratio}.onnx", ratio)
-        if run.output is None:
-            errors.append(run.error)
+        error = run.error or (rivals.check(python, source, run.output) if run.output else "no file")
+        if error or run.output is None:
+            errors.append(error)
             continue
         left = onnxprune.inspect(run.output).macs / before
         off = abs(left - SHARE)
