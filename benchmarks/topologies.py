@@ -47,10 +47,10 @@ class Builder:
         self.nodes.append(helper.make_node(op, inputs, names, **attributes))
         return names[0] if outputs == 1 else names
 
-    def model(self, x: onnx.ValueInfoProto, y: str, name: str) -> onnx.ModelProto:
-        """The model with one input and one result."""
-        out = helper.make_empty_tensor_value_info(y)
-        graph = helper.make_graph(self.nodes, name, [x], [out], self.weights)
+    def model(self, x: onnx.ValueInfoProto, y: str, shape: Sequence[int]) -> onnx.ModelProto:
+        """The model with one input and one result of this shape."""
+        out = helper.make_tensor_value_info(y, TensorProto.FLOAT, shape)
+        graph = helper.make_graph(self.nodes, "topology", [x], [out], self.weights)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
     def conv(self, x: str, into: int, out: int, side: int, stride: int = 1) -> str:
@@ -111,7 +111,9 @@ def yolo(side: int = 320) -> onnx.ModelProto:
     m5 = b.c2f(down, c4 + c5, c5, 1, False)
     heads = [_head(b, value, width) for value, width in ((n3, c3), (m4, c4), (m5, c5))]
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, side, side])
-    return b.model(image, b.add("Concat", *heads, axis=2), "yolo")
+    places = sum((side // stride) ** 2 for stride in (8, 16, 32))
+    joined = b.add("Concat", *heads, axis=2)
+    return b.model(image, joined, (1, 4 * BINS + CLASSES, places))
 
 
 def _pyramid(b: Builder, x: str, width: int) -> str:
@@ -147,7 +149,7 @@ def bert_base() -> onnx.ModelProto:
         x = b.norm(b.add("Add", x, b.linear(_gelu(b, x), INNER, HIDDEN)), HIDDEN)
     first = b.add("Gather", x, b.weight(np.array(0, np.int64)), axis=1)
     tokens = helper.make_tensor_value_info("tokens", TensorProto.INT64, [1, TOKENS])
-    return b.model(tokens, b.linear(first, HIDDEN, 2), "bert-base")
+    return b.model(tokens, b.linear(first, HIDDEN, 2), (1, 2))
 
 
 def _attention(b: Builder, x: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from onnxprune.data import bound_of_ids, check_inputs, load_inputs, random_inputs
+from onnxprune.data import bound_of_ids, check_inputs, load_inputs, one_sample, random_inputs
 from onnxprune.errors import OnnxPruneError
 from onnxprune.files import load
 from onnxprune.model import Model
@@ -81,6 +81,17 @@ def test_sizes_are_small_in_front_and_the_analysis_own_elsewhere() -> None:
     assert (first["ids"].shape, second["ids"].shape) == ((2, 31), (3, 37))
     assert first["attention_mask"].shape == (2, 31)
     assert random_inputs(found, 0, 1, small=False)["ids"].shape == (17, 37)
+
+
+def test_one_sample_has_the_sizes_of_the_costs_and_a_batch_of_one() -> None:
+    found = one_sample(embedding(), 0)
+    full = random_inputs(embedding(), 0, small=False)
+    assert {name: array.shape for name, array in found.items()} == {
+        name: (1, *array.shape[1:]) for name, array in full.items()
+    }
+    assert full["ids"].shape[0] > 1
+    fixed = plain(TensorProto.FLOAT, 13, 3)  # as many as a dynamic batch is taken for
+    assert one_sample(fixed, 0)["x"].shape == (13, 3)
 
 
 def test_the_same_arguments_give_the_same_values() -> None:

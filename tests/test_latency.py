@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnxprune import timing
 from onnxprune.alignment import alignment
 from onnxprune.axes import Values
-from onnxprune.cost import CostModel, cost_model
+from onnxprune.cost import MOVED, CostModel, cost_model
 from onnxprune.coupling import Coupling
 from onnxprune.latency import Chain, Latency, fit, joined, non_negative, with_latency
 from onnxprune.model import Array
@@ -227,3 +227,17 @@ def test_select_meets_a_latency_like_any_other_budget() -> None:
     both = select(coupling, scores, Budget(latency_ms=0.6, macs=0.3), Options(), model).cost_after
     assert both.macs <= 0.3 * model.cost({}).macs
     assert both.latency_ms <= 0.6 * full
+
+
+def test_a_budget_for_macs_counts_what_layers_move() -> None:
+    proto = graphs.model(
+        [graphs.node("Conv", "x w", "a"), graphs.node("Conv", "a v", "y")],
+        {"x": [1, 3, 8, 8]},
+        {"y": [1, 5, 8, 8]},
+        {"w": graphs.weight(0, 16, 3, 1, 1), "v": graphs.weight(1, 5, 16, 1, 1)},
+    )
+    cost = cost_model(graphs.coupled(proto))
+    moved, fixed = 2 * 16 * 64, (3 + 5) * 64  # written and read; read and written in any case
+    effort = (3 + 5) * 16 * 64 + MOVED * moved
+    assert cost.shares("macs") == pytest.approx([effort / (effort + MOVED * fixed)])
+    assert cost.shares("params") == pytest.approx([1.0])
