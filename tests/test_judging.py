@@ -268,11 +268,12 @@ def test_reports_say_what_data_says(tmp_path: Path) -> None:
 def test_a_gate_that_says_no_leaves_the_report_alone(tmp_path: Path) -> None:
     proto = classifier()
     own = data_of(proto)
-    names = {f"{what}output": tmp_path / f"{what}file.json" for what in ("", "plan_", "report_")}
+    names = {f"{what}output": tmp_path / f"{what}file" for what in ("", "plan_")}
+    names["report_output"] = tmp_path / "report.json"
     given: dict[str, Any] = {"ratio": 0.75, "align": 1, **names}
     with pytest.raises(GateError, match="top1 fell from 1 to ") as found:
         onnxprune.prune(proto, evaluate=own, max_drop=0.01, **given)
-    assert [path.name for path in tmp_path.iterdir()] == ["report_file.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
     assert found.value.report.evaluation.after < 0.99
     with pytest.raises(GateError, match="the fidelity of output 'y' is"):
         onnxprune.prune(proto, calibration=own, min_fidelity="99.9%", **given)
