@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx.numpy_helper import to_array
 
 from onnxprune.axes import Opaque
 from onnxprune.coupling import Coupling
 from onnxprune.model import Array, first_name
 from onnxprune.plan import Keep
 from onnxprune.shapes import stored
+from onnxprune.views import read_tensor
 
 
 def kept_part(coupling: Coupling, keep: Keep, name: str, value: Any) -> Any:
@@ -36,11 +38,24 @@ def full_size(coupling: Coupling, keep: Keep, name: str, small: Array, base: Arr
     return full
 
 
-def fitted_values(coupling: Coupling, keep: Keep, small: onnx.ModelProto) -> dict[str, Array]:
-    """The parameters of which a pruned model has other values than the original, at full size.
+def fitted_values(
+    coupling: Coupling,
+    keep: Keep,
+    small: onnx.ModelProto,
+    names: Collection[str],
+    folder: Path | None = None,
+) -> dict[str, Array]:
+    """What a pruned model has of these parameters, at full size.
 
     A proof that goes by these says that the pruned model is the original with these weights and
-    without the removed indices: of a recovered model there is no more to be said.
+    without the removed indices. All other weights have to be the original's.
+
+    Args:
+        coupling: the structure of the original model.
+        keep: kept indices (size,) by factor.
+        small: the pruned model.
+        names: the parameters that were fitted.
+        folder: where its external data lies.
     """
     tensors = stored(small)
     nodes = {first_name(node.output): node for node in small.graph.node}
@@ -48,14 +63,12 @@ def fitted_values(coupling: Coupling, keep: Keep, small: onnx.ModelProto) -> dic
     for node in coupling.model.nodes:
         own = nodes.get(node.key)
         for position, name in enumerate(node.inputs):
-            param = coupling.model.params.get(name)
-            if param is None or name in found or own is None or position >= len(own.input):
+            if name not in names or name in found or own is None or position >= len(own.input):
                 continue
             tensor = tensors.get(own.input[position])
-            if tensor is None or name not in coupling.layouts:
+            if tensor is None:
                 continue
-            base, value = param.read(), to_array(tensor)
-            expected = kept_part(coupling, keep, name, base)
-            if value.shape == expected.shape and not np.array_equal(value, expected):
+            base, value = coupling.model.params[name].read(), read_tensor(tensor, folder)
+            if value.shape == kept_part(coupling, keep, name, base).shape:
                 found[name] = full_size(coupling, keep, name, value, base)
     return found

@@ -41,6 +41,7 @@ class Linear:
         data, weight, bias: positions of its operands; no bias is None.
         x, w, y: the letters of the axes of the unfolded operand, the weight, and the result.
         batch, rows, inner, outer: the letters by what they do.
+        adds: whether it adds something that is no stored vector of outer indices.
         bound: the node with its rule's letters.
     """
 
@@ -56,6 +57,7 @@ class Linear:
     inner: Letters
     outer: Letters
     bound: Bound = field(repr=False)
+    adds: bool = False
 
     def inputs(
         self, data: Array, result: Sequence[int], weight: Sequence[int], own: Sizes
@@ -136,7 +138,9 @@ def _formed(coupling: Coupling, bound: Bound, data: int, weight: int) -> Linear 
     outer = tuple(a for a in flat[1] if a in in_y and a not in in_x)
     rows = tuple(a for a in flat[2] if a in in_x and a not in in_w)
     bias = BIAS if _has_bias(coupling, bound, (*batch, *outer)) else None
-    return Linear(bound.node, data, weight, bias, x, w, y, batch, rows, inner, outer, bound)
+    given = len(bound.node.inputs) > BIAS and bool(bound.node.inputs[BIAS])
+    letters = (batch, rows, inner, outer)
+    return Linear(bound.node, data, weight, bias, x, w, y, *letters, bound, given and bias is None)
 
 
 def _form(axes: tuple[Axis, ...] | None) -> Form | None:

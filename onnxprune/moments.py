@@ -28,7 +28,7 @@ class Moments:
         cross: sum of x'r (b, d, o).
         energy: sum of r^2.
         count: rows.
-        rows, residuals: the rows themselves, where d is above ``WIDE``.
+        rows, residuals: the rows themselves, where d is above ``WIDE``; there no index is free.
     """
 
     gram: Values = field(default_factory=lambda: np.zeros((0, 0, 0)), repr=False)

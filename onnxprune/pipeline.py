@@ -34,12 +34,12 @@ from onnxprune.errors import (
 from onnxprune.full import fitted_values
 from onnxprune.judging import Data, judge_of
 from onnxprune.model import Array, Model
-from onnxprune.passes.recover import recover
+from onnxprune.passes.recover import Recovery, recover
 from onnxprune.passes.score import MERGING, check_known, merge_weights, merges, remarks
 from onnxprune.passes.shrink import shrink
 from onnxprune.passes.verify import verify
 from onnxprune.plan import Plan, keep_of, make_plan
-from onnxprune.results import Layer, Pace, Report
+from onnxprune.results import Pace, Report
 from onnxprune.run import Inputs, Run, given_inputs, timed_on
 from onnxprune.runtime import Feeds
 from onnxprune.searching import is_open, smallest
@@ -116,10 +116,12 @@ def _searched(run: Run, choice: Choice) -> tuple[Any, Report]:
     trial = replace(run, source=source, verify=False)
     trial = replace(trial, output=None, plan_output=None, report_output=None)
 
+    untimed = replace(choice, speed=replace(choice.speed, min_speedup=None))
+
     def at(share: float) -> Choice:
         return replace(choice, budget=Budget(macs=share))
 
-    best = smallest(lambda share: prune(trial, at(share)))
+    best = smallest(lambda share: prune(trial, replace(untimed, budget=Budget(macs=share))))
     note = f"{100 * best:.1f} % of the MACs is the least that the gates allow, found by bisection"
     return prune(replace(run, notes=(*run.notes, note)), at(best))
 
@@ -147,8 +149,9 @@ def compare(run: Run, small: Any, plan: Plan, seed: int) -> Verification:
     other = files.load(small, rules=run.rules)
     values = _merged(coupling, keep, plan)
     if plan.recovered:
-        values = {**(values or {}), **fitted_values(coupling, keep, other.proto)}
-    return verify(
+        fitted = fitted_values(coupling, keep, other.proto, plan.recovered, other.folder)
+        values = {**(values or {}), **fitted}
+    found = verify(
         coupling,
         keep,
         other.proto,
@@ -157,6 +160,10 @@ def compare(run: Run, small: Any, plan: Plan, seed: int) -> Verification:
         values=values,
         folder=other.folder,
     )
+    if not plan.recovered:
+        return found
+    note = f"the values of {len(plan.recovered)} recovered parameters are the pruned file's own"
+    return replace(found, notes=(*found.notes, note))
 
 
 def _finish(
@@ -167,17 +174,20 @@ def _finish(
     feeds: Sequence[Feeds] | None,
 ) -> tuple[Any, Report]:
     keep, plan, notes = made.keep, made.plan, list(made.notes)
-    seed = int(made.settings.get("seed", 0))
+    seed = int(made.settings.get("seed", run.data.seed))
     values = _merged(coupling, keep, plan)
     with run.step("shrink"):
         proto = shrink(coupling, keep, values)
-    layers: tuple[Layer, ...] = ()
+    fitted = Recovery({}, ())
     if feeds and keep:
         with run.step("recover") as tell:
             fitted = recover(coupling, keep, proto, feeds, values=values, seed=seed, progress=tell)
-        layers, values = fitted.layers, {**(values or {}), **fitted.values}
+        values = {**(values or {}), **fitted.values}
         proto = shrink(coupling, keep, values)
-        plan = plan.model_copy(update={"recovered": True})
+    elif plan.recovered:
+        notes.append("the plan's model was recovered, which a plan does not carry: --calibration")
+    notes += fitted.notes
+    plan = plan.model_copy(update={"recovered": tuple(sorted(fitted.values))})
     pace = _paced(run, coupling, proto, made)
     verification, failure = _proved(run, coupling, keep, proto, values, seed)
     if verification is None:
@@ -197,7 +207,7 @@ def _finish(
         notes=(*run.notes, *notes, *run.data.notes),
         plan=plan,
         inputs=explaining.input_shapes(coupling),
-        recovery=layers,
+        recovery=fitted.layers,
         pace=pace,
         frozen=explaining.frozen_rows(coupling),
         sensitivity=None if run.sensitivity is None else run.sensitivity.to_dict(),
@@ -207,6 +217,7 @@ def _finish(
     if failure is not None:
         _write(run, report, None, None)
         raise VerificationError(failure, report)
+    _fast_enough(run, pace, made.speed, report)
     report = _judged(run, coupling, proto, report)
     _write(run, report, plan, None if target is None else (proto, target, coupling.model))
     if target is None:
@@ -214,19 +225,23 @@ def _finish(
     return _like(run.source, proto), report
 
 
-def _paced(run: Run, coupling: Coupling, proto: onnx.ModelProto, made: _Made) -> Pace | None:
-    """How fast the result is, where that counts.
+def _fast_enough(run: Run, pace: Pace | None, speed: Speed, report: Report) -> None:
+    """Let the gate on speed say no, if it has to; the report is written then, and nothing else."""
+    try:
+        if pace is not None:
+            must_be_faster(pace, speed)
+    except GateError as gate:
+        _write(run, report, None, None)
+        raise GateError(str(gate), report) from gate
 
-    Raises:
-        GateError: not fast enough.
-    """
+
+def _paced(run: Run, coupling: Coupling, proto: onnx.ModelProto, made: _Made) -> Pace | None:
+    """How fast the result is, where that counts."""
     pace, speed = made.tuned.pace if made.tuned is not None else None, made.speed
     if pace is None and speed.min_speedup is not None:
         feeds = timed_on(run, coupling.model, 0)
         with run.step("measure"):
             pace = measured(coupling.model, proto, feeds, speed.target)
-    if pace is not None:
-        must_be_faster(pace, speed)
     return pace
 
 

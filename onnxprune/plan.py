@@ -10,8 +10,8 @@ same names (an fp16 or QDQ twin):
 ``initializers`` lists the axes that lose something, and is what a replay goes by; ``groups`` says
 the same once for each group. A Constant node goes by its output's name, one use of an un-shared
 initializer is ``NAME@OUTPUT:INDEX``. Where near-copies were merged, ``merge_seed`` is the seed with
-which a replay finds them again; ``recovered`` says that the kept weights were fitted afterwards, so
-that a proof takes them from the pruned file.
+which a replay finds them again. ``recovered`` lists the parameters whose kept values were fitted
+afterwards: a plan does not carry these values, and a proof takes them from the pruned file.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Plan(BaseModel):
     groups: dict[str, GroupPlan] = {}
     initializers: dict[str, dict[int, Indices]] = {}
     merge_seed: int | None = None
-    recovered: bool = False
+    recovered: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """The plan as JSON with sorted keys, one initializer a line."""
@@ -71,7 +71,7 @@ class Plan(BaseModel):
             parts.append(f'  "merge_seed": {self.merge_seed}')
         parts.append(f'  "model": {json.dumps(data["model"], sort_keys=True)}')
         if self.recovered:
-            parts.append('  "recovered": true')
+            parts.append(f'  "recovered": {json.dumps(sorted(self.recovered))}')
         return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
@@ -151,7 +151,7 @@ def keep_of(plan: Plan, coupling: Coupling) -> dict[int, Mask]:
                 f"the plan's group '{name}' and its initializers keep different indices: edit "
                 "both, or leave the groups out"
             )
-    return keep
+    return {factor: mask for factor, mask in keep.items() if not mask.all()}
 
 
 def _twin(param: str, coupling: Coupling) -> str | None:

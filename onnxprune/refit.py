@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import onnx
-from onnx.numpy_helper import to_array
 
 from onnxprune.affine import FIRM, Affine, Lines, affine_of
 from onnxprune.axes import Factors, Values
@@ -17,9 +16,10 @@ from onnxprune.full import full_size, kept_part
 from onnxprune.linear import Linear, letter_sizes, linear_of, picked
 from onnxprune.model import Array, Node
 from onnxprune.moments import WIDE, Moments, joined, ridge
+from onnxprune.pair import behind, operators
 from onnxprune.plan import Keep
 from onnxprune.results import Layer
-from onnxprune.rules.tables import NORMS
+from onnxprune.rules.tables import NORMS, PICKING
 from onnxprune.sides import Branch, Step, branch_of, readers
 from onnxprune.stepping import Stepper
 
@@ -29,7 +29,13 @@ ROWS: Final = 24  # rows for each number that a layer reads, at most
 LEAST_ROWS: Final = 1 << 14
 WIDE_ROWS: Final = 4096  # where rows are kept
 TINY: Final = 1e-30
+CONSTANT: Final = 1e-9  # share of the energy: what varies less is taken for constant
 SAME: Final = 1e-10  # share of the target's energy that rounding may miss
+
+
+def is_held(batch: int, count: int) -> bool:
+    """Whether a batch is held back from the fit, to judge it by."""
+    return count > 1 and batch % HELD == min(HELD, count) - 1
 
 
 class Refit:
@@ -56,6 +62,11 @@ class Refit:
         self.uses = Counter(name for node in coupling.model.nodes for name in node.inputs)
         self.wanted: dict[str, int] = {}  # values of the original -> layers that still need them
         self.read_by = readers(coupling)
+        nodes = coupling.model.nodes
+        sources = {
+            x for n in nodes if not PICKING.isdisjoint(operators(n.proto)) for x in n.outputs
+        }
+        self.picked = behind(nodes, sources) | sources
 
     def found(self) -> list[tuple[Linear | Affine, Branch]]:
         """The layers in topological order, with what their results go through."""
@@ -91,8 +102,7 @@ class Refit:
         if joins:
             self.reach(total)
         own = self.pruned.nodes[place]
-        stored = own.input[linear.weight]
-        reason = self.refusal(linear, stored)
+        reason = self.refusal(linear)
         layer = None if reason else self.solve(linear, branch, joins, own)
         self.done({name, total} - {""})
         return Layer(node.label, 0.0, 0.0, None, reason) if reason else layer
@@ -116,7 +126,7 @@ class Refit:
         self.pruned.advance(place + 1, [name])
         parts = [Lines(), Lines()]
         for batch in range(self.pruned.count):
-            held = self.pruned.count > 1 and batch % HELD == min(HELD, self.pruned.count) - 1
+            held = is_held(batch, self.pruned.count)
             found = self.pruned.values[name][batch]
             parts[held].add(found, self.kept(name, batch), norm.axis)
         self.done([name])
@@ -124,8 +134,8 @@ class Refit:
         scale, before = max(judge.spread(), TINY), judge.left(1.0, 0.0)
         if before <= SAME * scale:
             return None
-        if shared or any(value is None for value in stored):
-            why = "its scale serves other nodes, or is computed"
+        if shared or any(value is None for value in stored) or name in self.picked:
+            why = "its scale serves other nodes, or is computed, or its rows are picked at run time"
             return Layer(node.label, before / scale, before / scale, None, why)
         slope, shift = parts[0].solved(norm.shift is not None)
         after = judge.left(slope, shift)
@@ -149,13 +159,18 @@ class Refit:
 
         self.pruned.amend(norm.node.outputs[0], along)
 
-    def refusal(self, linear: Linear, stored: str) -> str:
+    def refusal(self, linear: Linear) -> str:
         """Why a layer can't change."""
-        if linear.bias is not None and self.constant(linear.node, linear.bias) is None:
+        node = linear.node
+        if linear.adds:
+            return "what it adds is no stored vector of its own"
+        if linear.bias is not None and self.constant(node, linear.bias) is None:
             return "its bias is computed in the graph"
-        if self.uses[linear.node.inputs[linear.weight]] > 1:
+        if self.constant(node, linear.weight) is None:
+            return "its weight is computed in the graph"
+        if self.uses[node.inputs[linear.weight]] > 1:
             return "its weight serves other nodes, too"
-        return "" if stored in self.pruned.tensors else "its weight is computed in the graph"
+        return "its rows are picked at run time" if node.outputs[0] in self.picked else ""
 
     def reach(self, name: str) -> None:
         """Run the original until a value is there."""
@@ -167,37 +182,38 @@ class Refit:
         self, linear: Linear, branch: Branch, joins: bool, own: onnx.NodeProto
     ) -> Layer | None:
         """Gather the moments of one layer, and change its weight where that helps."""
-        weight = to_array(self.pruned.tensors[own.input[linear.weight]])
+        weight = self.constant(linear.node, linear.weight)
+        assert weight is not None, "a layer without it is refused"
         sizes = letter_sizes(linear, self.factors, self.counts)
         matrix = linear.matrix(weight, sizes).astype(np.float32)
         carrier = self.carrier(linear, branch, matrix)
         shift: Array | float = 0.0
         if linear.bias is not None:
-            stored = to_array(self.pruned.tensors[own.input[linear.bias]]).astype(np.float32)
+            stored = np.asarray(self.constant(linear.node, linear.bias), np.float32)
             shift = stored.reshape(matrix.shape[0], 1, matrix.shape[2])
         parts = [Moments(), Moments()]
-        spread = 0.0
+        spread = Spread()
         for batch in range(self.pruned.count):
-            held = self.pruned.count > 1 and batch % HELD == min(HELD, self.pruned.count) - 1
+            held = is_held(batch, self.pruned.count)
             target = self.target(linear.node, branch if joins else None, batch)
             x, wanted = self.rows(linear, own, target, batch, weight.shape, matrix)
-            spread += float(np.square(wanted - wanted.mean(axis=1, keepdims=True)).sum())
+            spread.add(wanted)
             residual = wanted - np.matmul(x, matrix) - shift
             if carrier is not None:
                 x = np.concatenate([x, np.ones((*x.shape[:2], 1), x.dtype)], axis=2)
             parts[held].add(x, residual)
         whole = joined(parts)
-        if whole.energy <= SAME * max(spread, TINY):
+        if whole.energy <= SAME * spread.variance() or not whole.count:
             return None
         judge = parts[1] if parts[1].count else parts[0]
-        scale = max(spread * judge.count / whole.count, TINY)
+        scale = max(spread.variance() * judge.count / whole.count, TINY)
         lost, strength = _best(parts[0], judge, carrier is not None)
         before, label = judge.energy / scale, linear.node.label
-        if lost >= judge.energy:
-            return Layer(label, before, before, None, "no fit does better on other samples")
         delta = ridge(whole, strength, carrier is not None)
         inner = matrix.shape[1]
         fitted = linear.tensor(matrix + delta[:, :inner], weight.shape, sizes)
+        if not lost < judge.energy or not _is_finite(fitted, weight.dtype):
+            return Layer(label, before, before, None, "no fit does better on other samples")
         self.put(linear.node, linear.weight, fitted)
         if carrier is not None:
             self.add(carrier, delta[:, inner:].reshape(-1))
@@ -211,6 +227,8 @@ class Refit:
             step = branch.carrier()
         if step is None or self.uses[step.node.inputs[step.position]] != 1:
             return None
+        if matrix.shape[1] >= WIDE:  # rows are kept there, and no index is free
+            return None
         value = self.constant(step.node, step.position)
         outer = matrix.shape[0] * matrix.shape[2]
         ends = linear.y[-1] == (*linear.batch, *linear.outer)
@@ -222,10 +240,7 @@ class Refit:
     def constant(self, node: Node, position: int) -> Array | None:
         """A stored operand, as the pruned model has it."""
         place = self.pruned.index.get(node.key)
-        if place is None:
-            return None
-        tensor = self.pruned.tensors.get(self.pruned.nodes[place].input[position])
-        return None if tensor is None else to_array(tensor)
+        return None if place is None else self.pruned.constant(place, position)
 
     def kept(self, name: str, batch: int) -> Array:
         """A value of the original, as far as the pruned model has it."""
@@ -260,15 +275,16 @@ class Refit:
         y = linear.outputs(target, sizes)
         count, wide = len(linear.rows), matrix.shape[1]
         there = int(np.prod(x.shape[:count], dtype=np.int64))
-        most = WIDE_ROWS if wide > WIDE else max(ROWS * wide, LEAST_ROWS)
+        most = WIDE_ROWS if wide >= WIDE else max(ROWS * wide, LEAST_ROWS)
         most = -(-most // self.pruned.count)
         places = np.arange(there)
         if there > most:
             places = np.sort(self.generator.choice(there, most, replace=False))
         flat = picked(x, count, places).reshape(len(places), matrix.shape[0], wide)
         wanted = picked(y, count, places).reshape(len(places), matrix.shape[0], matrix.shape[2])
-        turned = np.ascontiguousarray(flat.transpose(1, 0, 2), np.float32)
-        return turned, np.ascontiguousarray(wanted.transpose(1, 0, 2), np.float32)
+        usual = np.isfinite(flat).all(axis=(1, 2)) & np.isfinite(wanted).all(axis=(1, 2))
+        turned = np.ascontiguousarray(flat[usual].transpose(1, 0, 2), np.float32)
+        return turned, np.ascontiguousarray(wanted[usual].transpose(1, 0, 2), np.float32)
 
     def add(self, carrier: Step, bias: Values) -> None:
         """Add a bias, behind what scales it."""
@@ -280,14 +296,41 @@ class Refit:
 
     def put(self, node: Node, position: int, small: Array) -> None:
         """Let the pruned model go on with a new value, and remember it at full size."""
-        stored = self.pruned.nodes[self.pruned.index[node.key]].input[position]
-        old = to_array(self.pruned.tensors[stored])
-        self.pruned.replace(stored, np.ascontiguousarray(small.astype(old.dtype)))
+        old = self.constant(node, position)
+        assert old is not None, "only what is stored changes"
+        small = small.astype(old.dtype)
+        self.pruned.replace(self.pruned.index[node.key], position, small)
         name = node.inputs[position]
         base = self.values.get(name)
         base = self.coupling.model.params[name].read() if base is None else base
         full = full_size(self.coupling, self.keep, name, small, base)
         self.values[name] = self.changed[name] = full
+
+
+def _is_finite(values: Array, dtype: np.dtype[Any]) -> bool:
+    """Whether values are finite numbers, in their own type too."""
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(values.astype(dtype).astype(np.float64)).all())
+
+
+class Spread:
+    """The variance of rows (b, p, o), summed over b and o; their energy where they hardly vary."""
+
+    def __init__(self) -> None:
+        self.count, self.squares = 0, 0.0
+        self.sums: Values | float = 0.0
+
+    def add(self, rows: Array) -> None:
+        """Take in rows."""
+        wide = rows.astype(np.float64)
+        self.count += rows.shape[1]
+        self.squares += float(np.square(wide).sum())
+        self.sums = self.sums + wide.sum(axis=1)
+
+    def variance(self) -> float:
+        """Summed over all rows."""
+        varied = self.squares - float(np.square(self.sums).sum()) / max(self.count, 1)
+        return varied if varied > CONSTANT * self.squares else self.squares
 
 
 def _best(fit: Moments, judge: Moments, free: bool) -> tuple[float, float]:

@@ -11,15 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune import runtime
-from onnxprune.model import Array, captures, first_name
+from onnxprune.errors import OnnxPruneError
+from onnxprune.model import Array, captures, first_name, operator
+from onnxprune.rules import RENAMES
 from onnxprune.shapes import stored
 from onnxprune.store import LIMIT_BYTES, Kept, Store
 from onnxprune.target import Target
-from onnxprune.views import sort
+from onnxprune.views import read_tensor, sort
 
 
 class Stepper:
@@ -65,6 +68,7 @@ class Stepper:
         self.values: dict[str, Kept] = {
             name: self.store.keep(feed[name] for feed in feeds) for name in inputs
         }
+        self.own: set[str] = set()  # constants that one operand alone reads
         self.count = len(feeds)
         self.position = 0
 
@@ -79,9 +83,25 @@ class Stepper:
         old.drop()
         self.values[name] = new
 
-    def replace(self, name: str, value: Array) -> None:
-        """Let the nodes that have not run yet read another constant."""
-        self.tensors[name] = numpy_helper.from_array(value, name)
+    def constant(self, place: int, position: int) -> Array | None:
+        """A stored operand of a node, also behind nodes that only rename; None where it is none."""
+        name = self.nodes[place].input[position]
+        while name in self.constants and operator(self.constants[name]) in RENAMES:
+            name = self.constants[name].input[0]
+        tensor = self.tensors.get(name)
+        return None if tensor is None else np.asarray(read_tensor(tensor, self.folder))
+
+    def replace(self, place: int, position: int, value: Array) -> None:
+        """Let one operand of a node, and no other, read another constant."""
+        node = onnx.NodeProto()
+        node.CopyFrom(self.nodes[place])
+        name = f"{first_name(node.output)}@{position}"
+        while name in self.last or (name in self.tensors and name not in self.own):
+            name += "'"
+        self.own.add(name)
+        node.input[position] = name
+        self.nodes[place] = node
+        self.tensors[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
 
     def advance(self, stop: int, also: Iterable[str] = ()) -> None:
         """Run the nodes up to this one; keep what is read later, and what else is asked for.
@@ -115,6 +135,11 @@ class Stepper:
         for batch in range(self.count):
             feeds = {x: self.values[x][batch] for x in reads}
             for name, value in zip(wanted, runtime.run(session, feeds, wanted), strict=True):
+                if not isinstance(value, np.ndarray):
+                    raise OnnxPruneError(
+                        f"value '{name}' is a sequence or an optional: calibration can't run the "
+                        "model piece by piece; leave --calibration out"
+                    )
                 results[name].append(value)
         return results
 

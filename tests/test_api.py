@@ -390,3 +390,22 @@ def test_load_and_save(path: Path) -> None:
     assert model.name == "m.onnx"
     onnxprune.save(model.proto, path.with_name("copy.onnx"))
     assert path.with_name("copy.onnx").read_bytes() == path.read_bytes()
+
+
+def test_a_recovered_model_is_proved_again_and_other_weights_are_not_believed(path: Path) -> None:
+    feeds = [
+        {"x": np.random.default_rng(k).standard_normal((1, 3, 8, 8), np.float32)} for k in range(8)
+    ]
+    small, report = onnxprune.prune(path, ratio=0.5, calibration=feeds)
+    assert report.plan.recovered
+    found = onnxprune.verify(path, small, report.plan)
+    assert found.ok
+    assert "recovered parameters are the pruned file's own" in found.notes[-1]
+    only = report.plan.model_copy(update={"recovered": report.plan.recovered[:1]})
+    assert not onnxprune.verify(path, small, only).ok
+    plain, again = onnxprune.apply(path, report.plan)
+    assert again.plan.recovered == ()
+    assert "which a plan does not carry" in again.notes[-1]
+    assert not onnxprune.verify(path, plain, report.plan).blind
+    fitted, _ = onnxprune.apply(path, report.plan, calibration=feeds)
+    assert fitted.SerializeToString() == small.SerializeToString()

@@ -13,6 +13,7 @@ from onnxprune.coupling import Coupling
 from onnxprune.errors import BadPlanError
 from onnxprune.plan import GroupPlan, Plan, keep_of, make_plan, read_plan
 from tests import tiny
+from tests.zoo.fill import load
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +154,10 @@ def test_a_merge_seed_is_kept(coupling: Coupling) -> None:
     assert Plan.model_validate_json(made.to_json()).merge_seed == 3
     assert "merge_seed" not in make_plan(coupling, {}).to_json()
     assert files.load(tiny.net()).name == "tiny"
+
+
+def test_a_plan_of_a_flattened_axis_is_replayed() -> None:
+    proto = load("others/simplecnn.dynamo")
+    small, report = api.prune(proto, ratio=0.3)
+    again, _ = api.apply(proto, report.plan)
+    assert again.SerializeToString() == small.SerializeToString()

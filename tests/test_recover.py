@@ -1,14 +1,16 @@
 """Laws of recovery: what can be made up for is, what can't is left, and the proof holds."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
+from onnx import TensorProto
 from onnx.numpy_helper import to_array
 
-from onnxprune import runtime
+from onnxprune import api, runtime
 from onnxprune.affine import Lines
 from onnxprune.axes import Mask
 from onnxprune.coupling import Coupling
@@ -16,6 +18,8 @@ from onnxprune.full import fitted_values
 from onnxprune.passes.recover import Recovery, recover
 from onnxprune.passes.shrink import shrink
 from onnxprune.passes.verify import verify
+from onnxprune.refit import Refit
+from onnxprune.stepping import Stepper
 from tests.graphs import convolutions, coupled, halves, keeping, model, node, residual, weight
 from tests.zoo.fill import load
 
@@ -182,7 +186,7 @@ def test_every_change_is_better_where_it_was_not_fitted_and_is_proven(name: str)
     verdict = verify(coupling, keep, fitted, values=found.values)
     assert verdict.ok, verdict.summary()
     assert not verify(coupling, keep, fitted).ok, "the original's weights are others"
-    again = fitted_values(coupling, keep, fitted)
+    again = fitted_values(coupling, keep, fitted, found.values)
     assert again.keys() == found.values.keys()
     assert all(np.array_equal(again[key], found.values[key]) for key in again)
 
@@ -272,3 +276,153 @@ def test_lines_are_least_squares() -> None:
     assert tight[1] == pytest.approx(
         float((y[:, 1] * t[:, 1]).sum() / (y[:, 1] ** 2).sum()), abs=1e-2
     )
+
+
+def final_steps(coupling: Coupling, keep: dict[int, Mask], feeds: Any) -> float:
+    """What the file misses of the model that recovery itself ended with."""
+    small = shrink(coupling, keep)
+    original, pruned = (Stepper(proto, None, feeds) for proto in (coupling.model.proto, small))
+    work = Refit(coupling, keep, original, pruned, {}, np.random.default_rng(0))
+    for fitted, branch in work.found():
+        work.fit(fitted, branch)
+    work.pruned.advance(len(work.pruned.nodes))
+    written = outputs(shrink(coupling, keep, work.changed), feeds)
+    kept = [work.pruned.values[x][k] for k in range(len(feeds)) for x in work.pruned.outputs]
+    return max(
+        float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(kept, written, strict=True)
+    )
+
+
+def test_one_zero_bias_of_all_layers_is_no_tie() -> None:
+    zero = np.zeros(8, np.float32)
+    proto = model(
+        [
+            node("Gemm", "x w1 z", "a"),
+            node("Sigmoid", "a", "g"),
+            node("Gemm", "g w2 z", "b"),
+            node("Sigmoid", "b", "h"),
+            node("Gemm", "h w3 z", "y"),
+        ],
+        {"x": ["n", 6]},
+        {"y": ["n", 8]},
+        {"w1": weight(1, 6, 8), "w2": weight(2, 8, 8), "w3": weight(3, 8, 8), "z": zero},
+    )
+    coupling = coupled(proto)
+    keep, feeds = halves(coupling), batches(6, 60, 6)
+    found, small, fitted = recovered(coupling, keep, feeds)
+    assert missed(fitted, proto, batches(2, 60, 6)) < 0.5 * missed(small, proto, batches(2, 60, 6))
+    assert sum("z" in name for name in found.values) == 2
+    assert final_steps(coupling, keep, feeds) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["timm/levit_128s", "timm/mobilevit_xs.legacy", "paddle/lenet"])
+def test_the_file_is_what_recovery_ended_with(name: str) -> None:
+    proto = load(name)
+    value = proto.graph.input[0]
+    shape = [dim.dim_value or 2 for dim in value.type.tensor_type.shape.dim]
+    coupling = coupled(proto)
+    assert final_steps(coupling, halves(coupling), batches(2, *shape, name=value.name)) < 1e-4
+
+
+@pytest.mark.parametrize("added", ["scalar", "activation", "cast", "renamed"])
+def test_what_else_is_added_is_not_taken_for_nothing(added: str) -> None:
+    name = {"scalar": "c", "activation": "u", "cast": "k", "renamed": "i"}[added]
+    proto = model(
+        [
+            node("Gemm", "x w1 b1", "a"),
+            node("Relu", "a", "r"),
+            node("MatMul", "x w3", "u"),
+            node("Cast", "half", "k", to=TensorProto.FLOAT),
+            node("Identity", "b2", "i"),
+            node("Gemm", f"r w2 {name}", "y"),
+        ],
+        {"x": ["n", 6]},
+        {"y": ["n", 5]},
+        {
+            "w1": weight(1, 6, 8),
+            "b1": weight(2, 8),
+            "w2": weight(3, 8, 5),
+            "w3": 3 * weight(4, 6, 5),
+            "c": np.array([5], np.float32),
+            "half": (weight(5, 5) + 5).astype(np.float16),
+            "b2": weight(6, 5) + 5,
+        },
+    )
+    coupling = coupled(proto)
+    keep = {coupling.groups[0].factor: np.arange(8) < 4}
+    found, small, fitted = recovered(coupling, keep, batches(6, 60, 6))
+    other = batches(2, 60, 6)
+    assert missed(fitted, proto, other) <= missed(small, proto, other)
+    if added != "renamed":
+        assert found.layers[-1].reason == "what it adds is no stored vector of its own"
+        assert not found.values
+    else:
+        assert missed(fitted, proto, other) < 0.9 * missed(small, proto, other)
+
+
+def test_rows_that_are_not_finite_are_left_out() -> None:
+    proto = mixed()
+    proto.graph.node.insert(1, node("Exp", "a", "e"))
+    proto.graph.node[2].input[0] = "e"
+    coupling = coupled(proto)
+    keep = {coupling.groups[0].factor: np.arange(8) < 4}
+    feeds = batches(8, 40, 6)
+    feeds[1]["x"][3] = 1e6
+    found, small, fitted = recovered(coupling, keep, feeds)
+    assert found.values
+    assert all(np.isfinite(values).all() for values in found.values.values())
+    assert missed(fitted, proto, batches(2, 40, 6)) < missed(small, proto, batches(2, 40, 6))
+
+
+def test_external_data_is_read(tmp_path: Path) -> None:
+    onnx.save(mixed(), tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0)
+    coupling = api.analyse(tmp_path / "m.onnx")
+    keep = {coupling.groups[0].factor: np.arange(8) < 4}
+    small = shrink(coupling, keep)
+    assert recover(coupling, keep, small, batches(6, 40, 6)).values.keys() == {"w2", "b2"}
+
+
+def test_what_makes_the_outputs_worse_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    coupling = coupled(mixed())
+    keep = {coupling.groups[0].factor: np.arange(8) < 4}
+    put = Refit.put
+
+    def wrongly(self: Refit, at: Any, position: int, small: Array) -> None:
+        put(self, at, position, -10 * small)
+
+    monkeypatch.setattr(Refit, "put", wrongly)
+    found = recovered(coupling, keep, batches(8, 40, 6))[0]
+    assert not found.values
+    assert "recovery was dropped: on samples held back the outputs were" in found.notes[0]
+    assert {layer.reason for layer in found.layers} == {"all of recovery was dropped"}
+
+
+def test_one_batch_is_too_few() -> None:
+    coupling = coupled(mixed())
+    found = recovered(coupling, halves(coupling), batches(1, 40, 6))[0]
+    assert found == Recovery({}, (), found.notes)
+    assert found.notes == ("not recovered: that wants two batches of calibration inputs or more",)
+
+
+def test_rows_that_are_picked_at_run_time_stay() -> None:
+    proto = model(
+        [
+            node("MatMul", "x w1", "a"),
+            node("Relu", "a", "r"),
+            node("ReduceSum", "r last", "s", keepdims=0),
+            node("TopK", "s k", "v i", axis=0),
+            node("Gather", "r i", "t", axis=0),
+            node("MatMul", "t w2", "y"),
+        ],
+        {"x": [40, 6]},
+        {"y": [8, 3]},
+        {
+            "w1": weight(1, 6, 8),
+            "w2": weight(2, 8, 3),
+            "last": np.array([1]),
+            "k": np.array([8]),
+        },
+    )
+    coupling = coupled(proto)
+    found = recovered(coupling, halves(coupling), batches(6, 40, 6))[0]
+    assert [layer.reason for layer in found.layers] == ["its rows are picked at run time"]

@@ -96,11 +96,11 @@ def test_a_new_constant_counts_for_what_has_not_run() -> None:
     stepper = Stepper(proto, None, feeds)
     stepper.advance(2)
     before = [np.array(value) for value in stepper.values["r"]]
-    stepper.replace("w1", np.zeros((5, 5), np.float32))
-    stepper.replace("minus", np.eye(5, dtype=np.float32))
+    stepper.replace(0, 1, np.zeros((5, 5), np.float32))
+    stepper.replace(2, 1, -np.eye(5, dtype=np.float32))
     stepper.advance(4)
     for r, y in zip(before, stepper.values["y"], strict=True):
-        assert close(y, r - r), "w2 is the negative"
+        assert close(y, r - r), "the second weight is the negative"
 
 
 def test_what_does_not_fit_waits_on_disk() -> None:

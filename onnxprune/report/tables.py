@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -20,7 +20,7 @@ from onnxprune.fidelity import Fidelity
 from onnxprune.metrics import TOP, Evaluation
 from onnxprune.report.figures import removed, seconds
 from onnxprune.report.operators import OperatorRow
-from onnxprune.results import FrozenRow, GroupRow, Inspection, Pace, Report
+from onnxprune.results import FrozenRow, GroupRow, Inspection, Layer, Pace, Report
 from onnxprune.trials import Sensitivity
 
 if TYPE_CHECKING:
@@ -80,10 +80,21 @@ def report(found: Report, every: bool = False) -> RenderableType:
     parts += [_totals(found), _holds_for(found.inputs), ""]
     if found.verification is not None:
         parts.append(verification(found.verification))
+    parts += _recovered(found.recovery)
     parts += judgement(found.fidelity, found.evaluation)
     parts += [pace(found.pace)] if found.pace is not None else []
     parts += [f"note: {note}" for note in found.notes]
     return Group(*parts, _took(found.seconds))
+
+
+def _recovered(layers: Sequence[Layer]) -> list[str]:
+    """How many layers were fitted, and why others were not."""
+    if not layers:
+        return []
+    fitted = sum(layer.strength is not None for layer in layers)
+    why = Counter(layer.reason for layer in layers if layer.strength is None)
+    rest = "; ".join(f"{number} not: {reason}" for reason, number in why.most_common())
+    return [f"recovered: {fitted} layers fitted" + (f"; {rest}" if rest else "")]
 
 
 def _holds_for(inputs: Mapping[str, tuple[int, ...]]) -> str:

@@ -193,6 +193,8 @@ SCALED: Final = dict.fromkeys(
 ) | {"RMSNormalization": 1, "com.microsoft::SimplifiedLayerNormalization": 1}
 # Operators that scale and shift each channel by stored vectors: operands 1 to 4.
 NORMS: Final = frozenset({"BatchNormalization"})
+# Operators that choose at run time which rows there are, and in what order.
+PICKING: Final = ORDERING | {"Compress", "Unique"}
 # Operators that put values side by side, which may differ in size by orders of magnitude.
 JOINS: Final = frozenset({"Concat"})
 # Operators whose results jump where an operand moves by one rounding; casts do where they cut off.

@@ -23,6 +23,7 @@ from onnxprune.notation import Axis
 from onnxprune.passes.score.magnitude import Progress
 from onnxprune.passes.score.slices import rows
 from onnxprune.polynomials import Indices
+from onnxprune.refit import Spread
 from onnxprune.runtime import Feeds
 from onnxprune.stepping import Stepper
 from onnxprune.store import Kept
@@ -144,11 +145,13 @@ class _Pass:
         limit = -(-max(ROWS * wide, LEAST_ROWS) // len(data))
         full = wide <= WIDE
         moments, sums = np.zeros((batch, 1, 1)), np.zeros((batch, wide))
-        spread, count = 0.0, 0
+        spread, count = Spread(), 0
         for one, result in zip(data, results, strict=True):
             x = linear.inputs(one, result.shape, values.shape, own)
             places = _places(x.shape[: len(linear.rows)], limit, self.generator)
             flat = picked(x, len(linear.rows), places).reshape(len(places), batch, wide)
+            usual = np.isfinite(flat).all(axis=(1, 2))
+            flat, places = flat[usual], places[usual]
             x = np.ascontiguousarray(flat.transpose(1, 0, 2), np.float32)
             own_moments = (
                 np.matmul(x.transpose(0, 2, 1), x) if full else np.square(x).sum(1)[:, None]
@@ -156,14 +159,14 @@ class _Pass:
             moments = moments + own_moments
             sums += x.sum(axis=1)
             y = picked(linear.outputs(result, own), len(linear.rows), places)
-            spread += float(np.square(y - y.mean(axis=0)).sum(dtype=np.float64))
+            spread.add(y.reshape(1, len(places), -1))
             count += len(places)
-        moments, mean = moments / count, sums / count
+        moments, mean = moments / max(count, 1), sums / max(count, 1)
         power = np.einsum("bdd->bd", moments) if full else moments[:, 0]
         squares = np.square(weight.astype(np.float64)).sum(axis=2)
         gram = _extended(moments, mean) if full else None
         seen = (gram, weight if full else None, power, mean, squares)
-        return Reader(linear.node.label, *seen, spread / count, positions)
+        return Reader(linear.node.label, *seen, spread.variance() / max(count, 1), positions)
 
     def product(self, bound: Bound, reads: dict[str, Kept | None], results: Kept) -> Reader | None:
         """The reader of a product of two computed values: x (..., m, k) and w (..., k, n)."""
