@@ -170,7 +170,7 @@ class _Sums:
         both = (lengths[0] == 0) & (lengths[1] == 0)
         self.cosine += float(np.where(both, 1.0, (a * b).sum(axis=1) / norms).sum())
         if self.scores:
-            apart = kl(*(np.where(there, x, LOWEST) for x in (found, expected)))
+            apart = kl(*(np.where(there, x.astype(np.float64), LOWEST) for x in (found, expected)))
             self.kl += places * (0.0 if apart is None else apart)
             self.rows += places if apart is not None else 0
 

@@ -126,7 +126,8 @@ def _apart(
     before = after = 0.0
     for batch, feed in enumerate(feeds):
         if is_held(batch, len(feeds)):
-            names = work.original.outputs
+            both = work.original.values.keys() & work.pruned.values.keys()
+            names = [name for name in work.original.outputs if name in both]
             expected = [work.original.values[name][batch] for name in names]
             bare = runner(feed)
             before += divergence([bare[name] for name in names], expected)

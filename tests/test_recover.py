@@ -426,3 +426,12 @@ def test_rows_that_are_picked_at_run_time_stay() -> None:
     coupling = coupled(proto)
     found = recovered(coupling, halves(coupling), batches(6, 40, 6))[0]
     assert [layer.reason for layer in found.layers] == ["its rows are picked at run time"]
+
+
+def test_an_output_that_is_a_weight_is_no_matter() -> None:
+    proto = mixed()
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("b2", TensorProto.FLOAT, [5]))
+    coupling = coupled(proto)
+    keep = {coupling.groups[0].factor: np.arange(8) < 4}
+    found = recovered(coupling, keep, batches(6, 40, 6))[0]
+    assert "w2" in found.values
