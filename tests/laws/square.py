@@ -27,6 +27,9 @@ TRIES = 16
 
 # Mixing operators for which an index of this value is as good as none.
 NEUTRAL = {
+    "DynamicQuantizeLinear": 0.0,
+    "com.microsoft::DynamicQuantizeLSTM": 0.0,
+    "com.microsoft::DynamicQuantizeMatMul": 0.0,
     "Hardmax": -np.inf,
     "LogSoftmax": -np.inf,
     "LpNormalization": 0.0,
@@ -36,6 +39,8 @@ NEUTRAL = {
     "ReduceProd": 1.0,
     "Softmax": -np.inf,
 }
+# Those in which every operand has to be of this value there.
+THROUGHOUT = frozenset({"com.microsoft::DynamicQuantizeLSTM"})
 # Mixing operators to which it makes no difference if each index is there twice.
 MEANS = frozenset(
     {
@@ -49,6 +54,20 @@ MEANS = frozenset(
         "SimplifiedLayerNormalization",
     }
 )
+# Operands of integers that stand for 0 where they are equal to their zero point, and that operand.
+ZERO_POINTS = {
+    "ConvInteger": {0: 2, 1: 3},
+    "MatMulInteger": {0: 2, 1: 3},
+    "QLinearConv": {0: 2, 3: 5},
+    "QLinearMatMul": {0: 2, 3: 5},
+    "com.microsoft::MatMulIntegerToFloat": {0: 4, 1: 5},
+    "com.microsoft::MatMulNBits": {1: 3},
+    "com.microsoft::QAttention": {0: 6, 1: 7},
+    "com.microsoft::QGemm": {0: 2, 3: 5},
+    "com.microsoft::QLinearConv": {0: 2, 3: 5},
+}
+# Those whose integers hold several numbers each.
+PACKED = frozenset({"com.microsoft::MatMulNBits"})
 # Mixing operators whose operand speaks of what is removed: see test_pooling_and_unpooling.
 POINTERS = frozenset({"MaxUnpool"})
 
@@ -95,7 +114,8 @@ def trials(case: Case, fit: Fit, rng: np.random.Generator) -> Iterator[Trial]:
     masks = choose(letters, fit, rng)
     if case.op in NEUTRAL:
         operands = zeroed(case, fit, {x: masks[x] for x in exact}, rng)
-        operands[0] = neutralised(operands[0], fit, masks, NEUTRAL[case.op])
+        for index in range(len(operands) if case.op in THROUGHOUT else 1):
+            operands[index] = neutralised(operands[index], index, fit, masks, NEUTRAL[case.op])
         yield Trial(masks, operands)
         return
     yield Trial(masks, case.operands, exact=False)
@@ -172,19 +192,36 @@ def zeroed(case: Case, fit: Fit, masks: Masks, rng: np.random.Generator) -> list
                     places.setdefault(letter, []).append((index, position))
                 seen.add(letter)
     found = list(case.operands)
-    chosen = [(x, *spots[rng.integers(len(spots))]) for x, spots in places.items()]
+    chosen = [(x, *_one_of(spots, case, rng)) for x, spots in places.items()]
     for letter, index, position in (*chosen, *again):
         axes, value = fit.operands[index], found[index]
         assert axes is not None
         assert value is not None
         kept = axis_mask(axes[position], fit, {letter: masks[letter]})
-        found[index] = _filled(value, kept, position, 0)
+        found[index] = _filled(value, kept, position, _nothing(case, index))
     return found
 
 
-def _filled(value: Array, kept: Mask, position: int, filling: float) -> Array:
+def _one_of(spots: list[tuple[int, int]], case: Case, rng: np.random.Generator) -> tuple[int, int]:
+    """A place of a letter; not in a zero point, or where nothing stands for 0."""
+    zeros = ZERO_POINTS.get(case.op, {})
+    others = {*zeros.values(), *(zeros if case.op in PACKED else ())}
+    found = [spot for spot in spots if spot[0] not in others] or spots
+    return found[rng.integers(len(found))]
+
+
+def _nothing(case: Case, index: int) -> float | Array:
+    """What stands for 0 in an operand: a number, or one for each index of the last axis."""
+    position = ZERO_POINTS.get(case.op, {}).get(index, len(case.operands))
+    zero = case.operands[position] if position < len(case.operands) else None
+    if zero is None or case.op in PACKED:
+        return 0
+    return zero.reshape(-1)[0] if np.all(zero == zero.reshape(-1)[0]) else zero
+
+
+def _filled(value: Array, kept: Mask, position: int, filling: float | Array) -> Array:
     shape = [-1 if k == position else 1 for k in range(value.ndim)]
-    if value.dtype.kind in "iu":
+    if value.dtype.kind in "iu" and isinstance(filling, float | int):
         limits = np.iinfo(value.dtype)
         filling = np.clip(filling, limits.min, limits.max)
     elif value.dtype.kind == "b":
@@ -192,11 +229,13 @@ def _filled(value: Array, kept: Mask, position: int, filling: float) -> Array:
     return np.where(kept.reshape(shape), value, np.array(filling, value.dtype))
 
 
-def neutralised(value: Array | None, fit: Fit, masks: Masks, neutral: float) -> Array | None:
-    """The first operand, its removed indices of mixing letters without effect."""
-    axes = fit.operands[0]
-    assert axes is not None
-    assert value is not None
+def neutralised(
+    value: Array | None, index: int, fit: Fit, masks: Masks, neutral: float
+) -> Array | None:
+    """An operand, its removed indices of mixing letters without effect."""
+    axes = fit.operands[index] if value is not None else None
+    if value is None or axes is None:
+        return value
     mixing = {x: mask for x, mask in masks.items() if x in fit.mixing}
     for position, axis in enumerate(axes):
         value = _filled(value, axis_mask(axis, fit, mixing), position, neutral)

@@ -64,7 +64,29 @@ WRONG = [
     ("Split", "a0 p0+p1, ~ -> a0 p0, a0 p1 | [1]=p1 p0"),
     ("Expand", "a 1, ~ -> a b | [1]=a a"),
     ("Slice", "a0 x1:2+a1+y1, ~ -> a0 a1 | [1]=a1 | [2]=x1+a1"),
+    # integers: scales that don't follow, one scale for all, blocks, groups
+    ("QLinearConv", "n (g i) *, ~, ~, (g o) i *_k, s, ~, ~, ~, (g o) -> n (g o) *_y | group=g"),
+    ("QLinearConv", "n (g i) *, ~, ~, (g o) i *_k, (g o), ~, ~, ~, (o g) -> n (g o) *_y | group=g"),
+    ("QLinearMatMul", "m k, ~, ~, k n, p, ~, ~, ~ -> m n"),
+    ("ConvInteger", "n (g i) *, (g o) i *_k, ~, ~ -> n (g o) *_y"),
+    ("MatMulInteger", "m k, n k, ~, ~ -> m n"),
+    ("DynamicQuantizeLinear", "*s -> *s, ~, ~"),
+    ("com.microsoft::DynamicQuantizeMatMul", "m k, k n, ~, ~, n -> m n"),
+    ("com.microsoft::MatMulIntegerToFloat", "m k, k n, ~, ~, ~, ~, p -> m n"),
+    ("com.microsoft::QGemm", "m k, ~, ~, k n, p, p, n, ~, ~ -> m n"),
+    ("com.microsoft::QLinearConcat", "~, ~, a p0, ~, ~, a p1, ~, ~, a p2, ~, ~ -> a p1+p0+p2"),
+    ("com.microsoft::QLinearSoftmax", "a0 a1 a2, ~, ~, ~, ~ -> a0 a1 a2"),
+    ("com.microsoft::QLinearAveragePool", "c n *_x, ~, ~, ~, ~ -> n c *_y"),
+    ("com.microsoft::NhwcMaxPool", "c *_x n -> n *_y c"),
+    ("com.microsoft::MatMulNBits", "a (j b:16), n j _, n j, n j, ~, n -> a n | N=n | K=(j b:16)"),
+    ("com.microsoft::MatMulNBits", "a (_b:16 j), n j _, n j -> a n | N=n | K=(j _b:16)"),
+    ("com.microsoft::MatMulNBits", "a (j _b:16), n j _, (j n) -> a n | N=n | K=(j _b:16)"),
+    ("com.microsoft::MatMulNBits", "a (j _b:16), n j _, n j -> a n | N=n"),
 ]
+
+
+# Operands of which wrong patterns can't be seen: zero points that ONNX Runtime wants to be equal.
+ALL_EQUAL = {"com.microsoft::DynamicQuantizeLSTM": {9, 11}}
 
 
 def dies(case: Case, row: str) -> bool:
@@ -111,8 +133,17 @@ def survivors(found: dict[str, list[Case]], kind: str) -> Iterator[str]:
     """The wrong lines that no case shows to be wrong, though they say something else."""
     for line, own in found.items():
         for wrong in dict.fromkeys(KINDS[kind](line)):
+            if is_unseen(own[0].op, line, wrong):
+                continue
             if not any(dies(case, wrong) for case in own) and differs(own, wrong):
                 yield wrong
+
+
+def is_unseen(op: str, line: str, wrong: str) -> bool:
+    """Whether two rows differ in patterns only that nothing can show."""
+    pairs = zip(line.split(", "), wrong.split(", "), strict=True)
+    found = {position for position, (one, other) in enumerate(pairs) if one != other}
+    return found <= ALL_EQUAL.get(op, set())
 
 
 def differs(own: Iterable[Case], wrong: str) -> bool:
