@@ -12,6 +12,7 @@ from onnxprune.fitting import fit, result_shapes
 from onnxprune.model import Model, Node, Sample
 from onnxprune.notation import Fit, Operand, Rule, Shape, Spread, is_whole, parse
 from onnxprune.rules import contrib, tables
+from onnxprune.rules.frozen import FROZEN
 from onnxprune.rules.site import Computed, Site, Unprunable
 from onnxprune.rules.tables import ONE_BY_DEFAULT, RENAMES
 
@@ -38,7 +39,7 @@ def row_of(op: str, rules: Mapping[str, Row]) -> Row:
     """
     row = rules.get(op) or BUILT_IN.get(op)
     if row is None:
-        raise Unprunable(tables.FROZEN.get(op, f"operator {op} has no rule"))
+        raise Unprunable(FROZEN.get(op, f"operator {op} has no rule"))
     return row
 
 

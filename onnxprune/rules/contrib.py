@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from onnxprune.rules import folding, integers, linear
+from onnxprune.rules import attention, folding, integers, linear
 from onnxprune.rules.site import Computed, Site, Unprunable
 
 ELEMENTWISE: Final = "... -> ..."
@@ -37,6 +37,15 @@ _ROWS: Final[dict[str, str | Computed]] = {
     "FusedGemm": linear.gemm,
     "FusedMatMul": fused_matmul,
     "TransposeMatMul": fused_matmul,
+    # fused transformer blocks
+    "Attention": attention.packed,
+    "EmbedLayerNormalization": attention.embed_norm,
+    "GroupQueryAttention": attention.grouped,
+    "MultiHeadAttention": attention.multi_head,
+    "QAttention": attention.packed_integers,
+    "RotaryEmbedding": attention.rotary,
+    "SkipLayerNormalization": attention.skip_norm,
+    "SkipSimplifiedLayerNormalization": attention.skip_norm,
     # pooling and resampling
     "GridSample": "n c *, n * -> n c *",
     "NhwcMaxPool": "n *_x c -> n *_y c",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from onnxprune.rules import folding, integers, linear, reshaping, shaping
+from onnxprune.rules import attention, folding, integers, linear, reshaping, shaping
 from onnxprune.rules.site import Computed
 
 ELEMENTWISE: Final = "... -> ..."
@@ -45,6 +45,7 @@ TABLE: Final[dict[str, str | Computed]] = {
     "Dropout": "..., ~, ~ -> ..., ...",
     "PRelu": folding.prelu,
     # contractions
+    "Attention": attention.attention,
     "Conv": linear.conv,
     "ConvTranspose": "n (g i) *_x, (g i) o *_k, (g o) -> n (g o) * | group=g"
     " | macs=n g i o *_x *_k",
@@ -108,6 +109,7 @@ TABLE: Final[dict[str, str | Computed]] = {
     "Flatten": reshaping.flatten,
     "Pad": shaping.pad,
     "Reshape": reshaping.reshape,
+    "RotaryEmbedding": attention.rotary_embedding,
     "Slice": shaping.slice_,
     "SpaceToDepth": shaping.space_to_depth,
     "Split": shaping.split,
@@ -137,39 +139,6 @@ TABLE: Final[dict[str, str | Computed]] = {
     "Range": "~, ~, ~ -> *",
     "Shape": "~ -> *",
     "Size": "* -> ~",
-}
-
-_REASONS: Final = {
-    "attention as one operator is not looked into yet": (
-        "Attention CausalConvWithState LinearAttention RotaryEmbedding TensorScatter"
-    ),
-    "bodies of control flow are not looked into yet": "If Loop Scan SequenceMap",
-    "it belongs to training": "NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss",
-    "it draws random numbers": (
-        "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike"
-    ),
-    "it makes or takes a spectrum: every index depends on every other": (
-        "BlackmanWindow DFT HammingWindow HannWindow MelWeightMatrix STFT"
-    ),
-    "it picks at run time": "Compress NonMaxSuppression NonZero Unique",
-    "it reads geometry, not channels": "AffineGrid CenterCropPad Det ImageDecoder",
-    "sequences and optionals are not looked into": (
-        "ConcatFromSequence Optional OptionalGetElement OptionalHasElement SequenceAt"
-        " SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceLength"
-        " SplitToSequence"
-    ),
-    "text carries no channels": (
-        "RegexFullMatch StringConcat StringNormalizer StringSplit TfIdfVectorizer"
-    ),
-}
-_CLASSICAL: Final = """
-    ArrayFeatureExtractor Binarizer CastMap CategoryMapper DictVectorizer FeatureVectorizer Imputer
-    LabelEncoder LinearClassifier LinearRegressor Normalizer OneHotEncoder SVMClassifier
-    SVMRegressor Scaler TreeEnsemble TreeEnsembleClassifier TreeEnsembleRegressor ZipMap
-"""
-# Operators that no line can say, or none says yet: all axes that they touch stay whole.
-FROZEN: Final = {op: reason for reason, ops in _REASONS.items() for op in ops.split()} | {
-    f"ai.onnx.ml::{op}": "classical models have no channels" for op in _CLASSICAL.split()
 }
 
 # Operators whose kernels work on blocks of channels (NCHWc): kept counts are rounded for them.
