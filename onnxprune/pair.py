@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +18,7 @@ from onnxprune.full import kept_part
 from onnxprune.model import Array, Node, operator, subgraphs
 from onnxprune.oracle import FLOATS, masked
 from onnxprune.plan import Keep
-from onnxprune.rules.tables import CASTS, JOINS, JUMPS, MOVES, ROUNDS_AT
+from onnxprune.rules.tables import CASTS, JOINS, JUMPS, MOVES, ROUNDS, ROUNDS_AT
 from onnxprune.widen import widen, widened
 
 Results = dict[str, Any]
@@ -61,7 +61,8 @@ class Pair:
         proto = masked(self.coupling, self.keep, names, self.values, jitter)
         if pins:
             _pin(proto.graph, pins)
-        return self._runner(proto, self.coupling.model.folder, jitter is None, retry=True)
+        fuse = jitter is None and self.fuses(set(names) - set(self.coupling.model.outputs))
+        return self._runner(proto, self.coupling.model.folder, fuse, retry=True)
 
     def pruned(self, names: Sequence[str], pins: Results | None = None) -> Runner:
         """A session of the pruned model that can give these values.
@@ -77,7 +78,15 @@ class Pair:
         if pins:
             _pin(proto.graph, pins)
         proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra)
-        return self._runner(proto, self.folder, fuse=True, retry=bool(extra or pins))
+        return self._runner(proto, self.folder, self.fuses(extra), retry=bool(extra or pins))
+
+    def fuses(self, extra: Collection[str]) -> bool:
+        """Whether ONNX Runtime may fuse nodes where values inside the graph are asked for.
+
+        Around QuantizeLinear it fuses into kernels that round otherwise, and that it can do so in
+        the pruned model, but not around a mask of the oracle, is no difference of the two.
+        """
+        return not extra or ROUNDS.isdisjoint(node.op for node in self.coupling.model.nodes)
 
     def _runner(
         self, proto: onnx.ModelProto, folder: Path | None, fuse: bool, retry: bool

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -23,7 +24,14 @@ from onnxprune.errors import BadModelError, RuleError
 from onnxprune.model import Array, Model, Node, Sample, operator
 from onnxprune.notation import Shape
 from onnxprune.rules import Row, Unprunable, fit_node, made_shapes
-from onnxprune.rules.tables import CONSTANTS, REARRANGES, SAME_SHAPE
+from onnxprune.rules.tables import (
+    CHANNELS_LAST,
+    CONSTANTS,
+    INFERRED_AS,
+    REARRANGES,
+    SAME_SHAPE,
+    TYPED_BY,
+)
 from onnxprune.rules.values import SIZES, evaluate, is_small
 
 INFERENCE_ERRORS: Final = (
@@ -222,9 +230,35 @@ def _results(
         return {node.outputs[0]: shapes[first]}, {node.outputs[0]: kind}
     if node.proto.domain in ("", "ai.onnx"):
         return _shapes_of(_infer_node(node, shapes, constants, dtypes, opset))
+    kind = dtypes.get(_typed_by(node), kind)
+    if node.op in INFERRED_AS and not node.attributes.get(CHANNELS_LAST):
+        floats = dict.fromkeys(node.inputs, onnx.TensorProto.FLOAT)  # which ai.onnx wants there
+        found, _ = _shapes_of(_infer_node(_standard(node), shapes, constants, floats, opset))
+        return found, dict.fromkeys(found, kind)
     made = made_shapes(node, [shapes.get(name) for name in node.inputs], rules)
     known = {name: own for name, own in zip(node.outputs, made, strict=False) if own is not None}
     return known, dict.fromkeys(known, kind)
+
+
+def _typed_by(node: Node) -> str:
+    """The operand that has the element type of the results; nothing where it is absent."""
+    position = TYPED_BY.get(node.op, 0)
+    return node.inputs[position] if position < len(node.inputs) else ""
+
+
+def _standard(node: Node) -> Node:
+    """The node of ai.onnx whose results have the same shapes."""
+    op, positions = INFERRED_AS[node.op]
+    proto = onnx.NodeProto()
+    proto.CopyFrom(node.proto)
+    proto.domain, proto.op_type = "", op
+    known = onnx.defs.get_schema(op).attributes
+    attributes = [a for a in proto.attribute if a.name in known]
+    names = [node.inputs[k] for k in positions if k < len(node.inputs)]
+    del proto.input[:], proto.attribute[:]
+    proto.input.extend(names)
+    proto.attribute.extend(attributes)
+    return replace(node, proto=proto, op=op, inputs=tuple(names))
 
 
 def _infer_node(

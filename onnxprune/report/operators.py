@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 import onnx
 
 from onnxprune.rules import BUILT_IN, Unprunable, row_of
-from onnxprune.rules.tables import FROZEN
+from onnxprune.rules.frozen import FROZEN
 
 CONTRIB: Final = "com.microsoft"
 STANDARD: Final = "ai.onnx"

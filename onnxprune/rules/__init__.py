@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
+from onnx import ModelProto
+
 from onnxprune.errors import RuleError
 from onnxprune.fitting import fit, result_shapes
-from onnxprune.model import Model, Node
+from onnxprune.model import Model, Node, Sample
 from onnxprune.notation import Fit, Operand, Rule, Shape, Spread, is_whole, parse
 from onnxprune.rules import contrib, tables
+from onnxprune.rules.frozen import FROZEN
 from onnxprune.rules.site import Computed, Site, Unprunable
 from onnxprune.rules.tables import ONE_BY_DEFAULT, RENAMES
 
@@ -36,7 +39,7 @@ def row_of(op: str, rules: Mapping[str, Row]) -> Row:
     """
     row = rules.get(op) or BUILT_IN.get(op)
     if row is None:
-        raise Unprunable(tables.FROZEN.get(op, f"operator {op} has no rule"))
+        raise Unprunable(FROZEN.get(op, f"operator {op} has no rule"))
     return row
 
 
@@ -107,13 +110,17 @@ def _line(row: Row, site: Site) -> str:
 def made_shapes(
     node: Node, operands: Sequence[Shape | None], rules: Mapping[str, Row]
 ) -> tuple[Shape | None, ...]:
-    """The shapes of the results as a row that is a line says, for operators unknown to onnx."""
+    """The shapes of the results as the row says, for operators unknown to onnx."""
     row = rules.get(node.op) or BUILT_IN.get(node.op)
-    if not isinstance(row, str):
+    if row is None:
         return ()
+    known = {x: own for x, own in zip(node.inputs, operands, strict=True) if x and own is not None}
+    sample = Sample(known, {})
+    model = Model(ModelProto(), None, "", (node,), {}, (sample,), {})
     try:
-        return result_shapes(row, operands, dict(_integers(node, parse(row))))
-    except RuleError:
+        line = _line(row, Site(node, model, sample))
+        return result_shapes(line, operands, dict(_integers(node, parse(line))))
+    except (RuleError, Unprunable):
         return ()  # the node is frozen for it later on
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from onnxprune.rules import folding, linear
+from onnxprune.rules import attention, folding, integers, linear
 from onnxprune.rules.site import Computed, Site, Unprunable
 
 ELEMENTWISE: Final = "... -> ..."
@@ -19,15 +19,58 @@ def fused_matmul(site: Site) -> str:
     return f"{a}, {b} -> ... m n | macs=... m k n"
 
 
+DYNAMIC_LSTM: Final = (
+    "_s b! i!, _d i! (_q h!), _d h! (_q h!), _d (_p h!), b!, _d b! h!, _d b! h!, _d (_r h!)"
+    " -> _s _d b! h!, _d b! h!, _d b! h! | hidden_size=h"
+    " | macs=_s _d b _q h i + _s _d b _q h h"
+)
+SCALED: Final = "..., ~, ~, ~, ~ -> ..."  # a value, its scale and zero point, those of the result
+
+_ROWS: Final[dict[str, str | Computed]] = {
+    # elementwise
+    "BiasGelu": ELEMENTWISE,
+    "FastGelu": ELEMENTWISE,
+    "Gelu": ELEMENTWISE,
+    "QuickGelu": ELEMENTWISE,
+    # contractions
+    "FusedConv": linear.conv,
+    "FusedGemm": linear.gemm,
+    "FusedMatMul": fused_matmul,
+    "TransposeMatMul": fused_matmul,
+    # fused transformer blocks
+    "Attention": attention.packed,
+    "EmbedLayerNormalization": attention.embed_norm,
+    "GroupQueryAttention": attention.grouped,
+    "MultiHeadAttention": attention.multi_head,
+    "QAttention": attention.packed_integers,
+    "RotaryEmbedding": attention.rotary,
+    "SkipLayerNormalization": attention.skip_norm,
+    "SkipSimplifiedLayerNormalization": attention.skip_norm,
+    # pooling and resampling
+    "GridSample": "n c *, n * -> n c *",
+    "NhwcMaxPool": "n *_x c -> n *_y c",
+    # integers
+    "DequantizeLinear": folding.quantize,
+    "DynamicQuantizeLSTM": integers.lstm(DYNAMIC_LSTM),
+    "DynamicQuantizeMatMul": integers.dynamic_matmul,
+    "MatMulInteger16": linear.matmul,
+    "MatMulIntegerToFloat": integers.matmul_to_float,
+    "MatMulNBits": integers.blocks,
+    "QGemm": integers.qgemm,
+    "QLinearAdd": "..., ~, ~, ..., ~, ~, ~, ~ -> ...",
+    "QLinearAveragePool": integers.pool,
+    "QLinearConcat": integers.concat,
+    "QLinearConv": integers.qlinear_conv,
+    "QLinearGlobalAveragePool": integers.pool,
+    "QLinearLeakyRelu": SCALED,
+    "QLinearMul": "..., ~, ~, ..., ~, ~, ~, ~ -> ...",
+    "QLinearSigmoid": SCALED,
+    "QLinearSoftmax": integers.softmax,
+    "QLinearWhere": "..., ..., ~, ~, ..., ~, ~, ~, ~ -> ...",
+    "QuantizeLinear": folding.quantize,
+}
 TABLE: Final[dict[str, str | Computed]] = {
-    "com.microsoft::BiasGelu": ELEMENTWISE,
-    "com.microsoft::FastGelu": ELEMENTWISE,
-    "com.microsoft::FusedConv": linear.conv,
-    "com.microsoft::FusedGemm": linear.gemm,
-    "com.microsoft::FusedMatMul": fused_matmul,
-    "com.microsoft::Gelu": ELEMENTWISE,
-    "com.microsoft::GridSample": "n c *, n * -> n c *",
-    "com.microsoft::QuickGelu": ELEMENTWISE,
+    **{f"com.microsoft::{op}": row for op, row in _ROWS.items()},
     # ONNX Runtime's own, though without its domain
     "SimplifiedLayerNormalization": folding.layer_norm,
 }

@@ -14,11 +14,15 @@ DEFORM = "n (g i) *, (g o) i *_k, n *, (g o), n * -> n (g o) *_y | group=g | mac
 
 def conv(site: Site) -> str:
     """A pointwise convolution carries its spatial axes; any other keeps them whole."""
-    kernel = site.shape(1)[2:]
+    return POINTWISE if is_pointwise(site, 1) else CONV
+
+
+def is_pointwise(site: Site, weight: int) -> bool:
+    """Whether each position of a convolution's result reads the same position of its operand."""
+    kernel = site.shape(weight)[2:]
     strides = site.attribute("strides", [1])
     pads = site.attribute("pads", [0])
-    plain = all(n == 1 for n in (*kernel, *strides)) and not any(pads)
-    return POINTWISE if plain else CONV
+    return all(n == 1 for n in (*kernel, *strides)) and not any(pads)
 
 
 def deform_conv(site: Site) -> str:
@@ -44,13 +48,19 @@ def gemm(site: Site) -> str:
 
 def matmul(site: Site) -> str:
     """numpy.matmul: vectors lose their axis."""
-    vectors = site.rank(0) == 1, site.rank(1) == 1
+    a, b, result, macs = product(site, 0, 1)
+    return line([a, b], [result], macs)
+
+
+def product(site: Site, first: int, second: int) -> tuple[str, str, str, str]:
+    """The patterns of two operands of numpy.matmul, of the result, and the multiplications."""
+    vectors = site.rank(first) == 1, site.rank(second) == 1
     left = "k" if vectors[0] else "... m k"
     right = "k" if vectors[1] else "... k n"
     result = [
         x for x, gone in (("...", all(vectors)), *zip("mn", vectors, strict=True)) if not gone
     ]
-    return line([left, right], [" ".join(result)], f"macs={' '.join([*result, 'k'])}")
+    return left, right, " ".join(result), f"macs={' '.join([*result, 'k'])}"
 
 
 def einsum(site: Site) -> str:

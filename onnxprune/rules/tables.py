@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from onnxprune.rules import folding, linear, reshaping, shaping
+from onnxprune.rules import attention, folding, integers, linear, reshaping, shaping
 from onnxprune.rules.site import Computed
 
 ELEMENTWISE: Final = "... -> ..."
@@ -45,6 +45,7 @@ TABLE: Final[dict[str, str | Computed]] = {
     "Dropout": "..., ~, ~ -> ..., ...",
     "PRelu": folding.prelu,
     # contractions
+    "Attention": attention.attention,
     "Conv": linear.conv,
     "ConvTranspose": "n (g i) *_x, (g i) o *_k, (g o) -> n (g o) * | group=g"
     " | macs=n g i o *_x *_k",
@@ -108,6 +109,7 @@ TABLE: Final[dict[str, str | Computed]] = {
     "Flatten": reshaping.flatten,
     "Pad": shaping.pad,
     "Reshape": reshaping.reshape,
+    "RotaryEmbedding": attention.rotary_embedding,
     "Slice": shaping.slice_,
     "SpaceToDepth": shaping.space_to_depth,
     "Split": shaping.split,
@@ -124,7 +126,12 @@ TABLE: Final[dict[str, str | Computed]] = {
     "ScatterElements": folding.scatter_elements,
     "ScatterND": folding.scatter_nd,
     # quantisation
+    "ConvInteger": integers.conv_integer,
     "DequantizeLinear": folding.quantize,
+    "DynamicQuantizeLinear": "*s! -> *s!, ~, ~",
+    "MatMulInteger": integers.matmul_integer,
+    "QLinearConv": integers.qlinear_conv,
+    "QLinearMatMul": integers.qlinear_matmul,
     "QuantizeLinear": folding.quantize,
     # sizes carry no channels
     "Constant": "~ -> *",
@@ -134,48 +141,17 @@ TABLE: Final[dict[str, str | Computed]] = {
     "Size": "* -> ~",
 }
 
-_REASONS: Final = {
-    "attention as one operator is not looked into yet": (
-        "Attention CausalConvWithState LinearAttention RotaryEmbedding TensorScatter"
-    ),
-    "bodies of control flow are not looked into yet": "If Loop Scan SequenceMap",
-    "integer arithmetic is not looked into yet": (
-        "ConvInteger DynamicQuantizeLinear MatMulInteger QLinearConv QLinearMatMul"
-    ),
-    "it belongs to training": "NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss",
-    "it draws random numbers": (
-        "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike"
-    ),
-    "it makes or takes a spectrum: every index depends on every other": (
-        "BlackmanWindow DFT HammingWindow HannWindow MelWeightMatrix STFT"
-    ),
-    "it picks at run time": "Compress NonMaxSuppression NonZero Unique",
-    "it reads geometry, not channels": "AffineGrid CenterCropPad Det ImageDecoder",
-    "sequences and optionals are not looked into": (
-        "ConcatFromSequence Optional OptionalGetElement OptionalHasElement SequenceAt"
-        " SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceLength"
-        " SplitToSequence"
-    ),
-    "text carries no channels": (
-        "RegexFullMatch StringConcat StringNormalizer StringSplit TfIdfVectorizer"
-    ),
-}
-_CLASSICAL: Final = """
-    ArrayFeatureExtractor Binarizer CastMap CategoryMapper DictVectorizer FeatureVectorizer Imputer
-    LabelEncoder LinearClassifier LinearRegressor Normalizer OneHotEncoder SVMClassifier
-    SVMRegressor Scaler TreeEnsemble TreeEnsembleClassifier TreeEnsembleRegressor ZipMap
-"""
-# Operators that no line can say, or none says yet: all axes that they touch stay whole.
-FROZEN: Final = {op: reason for reason, ops in _REASONS.items() for op in ops.split()} | {
-    f"ai.onnx.ml::{op}": "classical models have no channels" for op in _CLASSICAL.split()
-}
-
 # Operators whose kernels work on blocks of channels (NCHWc): kept counts are rounded for them.
 BLOCKED: Final = frozenset({"Conv", "ConvTranspose", "DeformConv"})
 # Operators whose results depend on the order of their operand's values: compared with care.
 ORDERING: Final = frozenset({"ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "TopK"})
-# Operators that make numbers of stored integers; what others read are ids and positions.
-DEQUANTIZES: Final = frozenset({"DequantizeLinear"})
+# Operators to which stored integers of 32 bits are numbers; what others read are ids, positions.
+DEQUANTIZES: Final = frozenset(
+    {
+        *("DequantizeLinear", "QLinearConv", "com.microsoft::DequantizeLinear"),
+        *("com.microsoft::QGemm", "com.microsoft::QLinearConv"),
+    }
+)
 # Attributes of one number that are 1 where they are absent; other clauses state lists.
 ONE_BY_DEFAULT: Final = frozenset({"group"})
 # Operators whose result is linear in either of the first two operands; a third one is added.
@@ -201,8 +177,12 @@ JOINS: Final = frozenset({"Concat"})
 JUMPS: Final = ORDERING | {
     *("Ceil", "DynamicQuantizeLinear", "Equal", "Floor", "Greater", "GreaterOrEqual", "Less"),
     *("LessOrEqual", "QuantizeLinear", "Round", "Sign"),
+    *("com.microsoft::DynamicQuantizeLSTM", "com.microsoft::DynamicQuantizeMatMul"),
+    "com.microsoft::QuantizeLinear",
 }
 CASTS: Final = frozenset({"Cast", "CastLike"})
+# Operators that round, with which ONNX Runtime fuses what stands before them.
+ROUNDS: Final = frozenset({"QuantizeLinear", "com.microsoft::QuantizeLinear"})
 # Operators that keep every element: their operand and result have the same number of them.
 REARRANGES: Final = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 # Operators that give a value another name.
@@ -215,6 +195,23 @@ ROUNDS_AT: Final = {"Sigmoid": 0.1}
 # Operators with a computed row of which onnx infers no shape: the first result has the first
 # operand's.
 SAME_SHAPE: Final = frozenset({"GroupNormalization", "com.microsoft::SimplifiedLayerNormalization"})
+# Operators that onnx does not know, and those whose results have the same shape: with the positions
+# of the operands that those read. Attributes that only the first have change nothing by default.
+INFERRED_AS: Final = {
+    "com.microsoft::FusedConv": ("Conv", (0, 1, 2)),
+    "com.microsoft::QLinearAveragePool": ("AveragePool", (0,)),
+    "com.microsoft::QLinearGlobalAveragePool": ("GlobalAveragePool", (0,)),
+}
+CHANNELS_LAST: Final = "channels_last"  # the attribute that makes them differ
+# Operators of com.microsoft whose result has the element type of another operand than the first.
+TYPED_BY: Final = {
+    "com.microsoft::DequantizeLinear": 1,
+    "com.microsoft::EmbedLayerNormalization": 2,
+    "com.microsoft::MatMulIntegerToFloat": 2,
+    "com.microsoft::QAttention": 3,
+    "com.microsoft::QLinearConcat": 1,
+    "com.microsoft::QuantizeLinear": 2,
+}
 # Nodes that hold a constant of the file.
 CONSTANTS: Final = frozenset({"Constant"})
 # Operators that don't read the values of what their row marks with ~: type or sizes are enough.

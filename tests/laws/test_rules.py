@@ -11,7 +11,8 @@ import pytest
 from onnxprune.fitting import result_shapes
 from onnxprune.model import Model
 from onnxprune.notation import Fit, is_whole, parse
-from onnxprune.rules import BUILT_IN, Unprunable, fit_node, row_of, tables, values
+from onnxprune.report import operators
+from onnxprune.rules import BUILT_IN, Unprunable, fit_node, frozen, row_of, tables, values
 from onnxprune.rules.site import Site
 from tests.laws import backend, cases
 from tests.laws.cases.build import Given, make
@@ -172,8 +173,18 @@ def test_every_operator_of_onnx_has_a_row_or_a_reason() -> None:
         for s in onnx.defs.get_all_schemas()
         if s.domain in ("", "ai.onnx.ml")
     }
-    assert names - BUILT_IN.keys() - tables.FROZEN.keys() == set()
-    assert BUILT_IN.keys().isdisjoint(tables.FROZEN)
+    assert names - BUILT_IN.keys() - frozen.FROZEN.keys() == set()
+    assert BUILT_IN.keys().isdisjoint(frozen.FROZEN)
+
+
+def test_no_operator_of_onnx_or_of_onnx_runtime_is_missing() -> None:
+    """Every one has a row or a reason that was written for it, and no reason is for none."""
+    rows = operators.operators()
+    assert [row.op for row in rows if row.state == "missing"] == []
+    assert {"ai.onnx", "ai.onnx.ml", "com.microsoft"} <= {row.domain for row in rows}
+    own = {f"{operators.CONTRIB}::{name}" for name in operators._contrib_names()}
+    stated = {op for op in (*BUILT_IN, *frozen.FROZEN) if op.startswith(f"{operators.CONTRIB}::")}
+    assert stated == own
 
 
 @pytest.mark.parametrize("op", sorted(BUILT_IN))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from tests.laws.cases import elementwise, folding, linear, shaping
+from tests.laws.cases import attention, elementwise, folding, integers, linear, shaping
 from tests.laws.nodes import Case
 
 
@@ -12,7 +12,7 @@ from tests.laws.nodes import Case
 def table() -> dict[str, list[Case]]:
     """Cases by operator."""
     found: dict[str, list[Case]] = {}
-    for module in (elementwise, folding, linear, shaping):
+    for module in (attention, elementwise, folding, integers, linear, shaping):
         for case in module.cases():
             found.setdefault(case.op, []).append(case)
     return found

@@ -81,6 +81,7 @@ def _products() -> Iterator[Case]:
     for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
         stack, other = ((2, 5, 3) if a else (2, 3, 5)), ((2, 4, 5) if b else (2, 5, 4))
         yield make(f"{MS}FusedMatMul", stack, other, transA=a, transB=b, alpha=0.5)
+        yield make(f"{MS}TransposeMatMul", stack, other, transA=a, transB=b, alpha=0.5)
 
 
 def _einsums() -> Iterator[Case]:
