@@ -9,6 +9,7 @@ import io
 import sys
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,9 @@ def normalised(pixels: Array) -> Array:
     return np.asarray((scaled - MEAN[:, None, None]) / STD[:, None, None], np.float32)
 
 
-def calibration(seed: int, count: int = CALIBRATION) -> Array:
-    """Inputs drawn from the training images, without their labels."""
-    pixels = images("train").pixels
-    chosen = np.random.default_rng(seed).choice(len(pixels), count, replace=False)
-    return normalised(pixels[np.sort(chosen)])
+def chosen(seed: int, count: int = CALIBRATION) -> Array:
+    """Which of the training images calibrate."""
+    return np.sort(np.random.default_rng(seed).choice(TRAIN, count, replace=False))
 
 
 def _decoded(part: str, path: Path | None) -> Images:
@@ -71,7 +70,7 @@ def _decoded(part: str, path: Path | None) -> Images:
         data, offset, labels = stored["jpeg"].tobytes(), stored["offset"], stored["label"]
     decoded = [
         np.asarray(image.open(io.BytesIO(data[start:end])).convert("RGB"))
-        for start, end in zip(offset[:-1], offset[1:], strict=True)
+        for start, end in pairwise(offset)
     ]
     pixels = np.ascontiguousarray(np.stack(decoded).transpose(0, 3, 1, 2))
     return Images(pixels, labels.astype(np.int64))
@@ -84,7 +83,7 @@ def _downloaded(part: str, path: Path | None) -> Images:
     try:
         datasets = import_module("torchvision.datasets")
         data = datasets.CIFAR10(str(FOLDER / "torchvision"), train=part == "train", download=True)
-    except Exception as error:
+    except (ImportError, OSError, RuntimeError) as error:
         sys.exit(
             f"CIFAR-10 is not at {SHARED}, and torchvision cannot download it ({error}): "
             "give the folder of cifar10_train.npz and cifar10_test.npz with --cifar"

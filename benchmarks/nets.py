@@ -5,6 +5,7 @@ Only the torch venv can import this.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -105,7 +106,7 @@ class Vit(nn.Module):  # type: ignore[misc]
 def resnet20() -> Any:
     """ResNet-20: widths 16, 32 and 64, three blocks each."""
     widths = [16, 16, 16, 16, 32, 32, 32, 64, 64, 64]
-    pairs = zip(widths[:-1], widths[1:], strict=True)
+    pairs = pairwise(widths)
     blocks = [Residual(a, b, 2 if a != b else 1) for a, b in pairs]
     return nn.Sequential(norm(3, 16), nn.ReLU(), *blocks, *_tail(64))
 
@@ -125,7 +126,7 @@ def vgg_bn() -> Any:
 def mobilenet_v2() -> Any:
     """Eight inverted residuals of six times the width, and a wide last convolution."""
     widths = [16, 24, 24, 32, 32, 32, 64, 64, 64]
-    pairs = zip(widths[:-1], widths[1:], strict=True)
+    pairs = pairwise(widths)
     blocks = [Inverted(a, b, 2 if a != b else 1) for a, b in pairs]
     last = [norm(64, 256, kernel=1), nn.ReLU6()]
     return nn.Sequential(norm(3, 16), nn.ReLU6(), *blocks, *last, *_tail(256))

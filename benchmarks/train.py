@@ -194,11 +194,10 @@ def _optimizer(name: str, net: Any, steps: int) -> tuple[Any, Any]:
 
 def _samples(path: Path | None) -> None:
     """Decode the data, and put a few test and calibration images beside the nets."""
-    cifar.images("train", path)
-    test = cifar.images("test", path)
+    train, test = cifar.images("train", path), cifar.images("test", path)
     few = cifar.normalised(test.pixels[:FEW])
     np.savez(cifar.FOLDER / "test.npz", x=few, y=test.labels[:FEW])
-    np.savez(cifar.FOLDER / "calib.npz", image=cifar.calibration(0))
+    np.savez(cifar.FOLDER / "calib.npz", image=cifar.normalised(train.pixels[cifar.chosen(0)]))
 
 
 if __name__ == "__main__":
