@@ -12,12 +12,12 @@ from typing import Any
 import onnx
 
 from benchmarks.harness import measure
-from benchmarks.quality_nets import Made, Net, Request
+from benchmarks.quality_nets import Made, Request, Subject
 from benchmarks.rivals import onnxprune_macs, venv_python
 
-Maker = Callable[[Net, Sequence[Request], Path], Iterator[tuple[Request, Made]]]
+Maker = Callable[[Subject, Sequence[Request], Path], Iterator[tuple[Request, Made]]]
 TIMEOUT_S = 4 * 3600
-LADDER = [round(0.02 * step, 2) for step in range(1, 48)]  # onnxsim's ratios
+LADDER = [round(0.03 * step, 2) for step in range(1, 32)]  # onnxsim's ratios
 LABELLED = {"taylor", "hessian"}  # criteria of Torch-Pruning that need labels
 SEEDED = {"activation", "taylor", "hessian", "random"}  # what they find depends on the seed
 
@@ -68,7 +68,7 @@ def offered(variant: Variant) -> bool:
     return wanted <= {*known} and variant.arguments.get("criterion", "l2") in CRITERIA
 
 
-def ours(net: Net, requests: Sequence[Request], folder: Path) -> Iterator[tuple[Request, Made]]:
+def ours(net: Subject, requests: Sequence[Request], folder: Path) -> Iterator[tuple[Request, Made]]:
     """Prune with onnxprune in this process."""
     import onnxprune
     from onnxprune.errors import OnnxPruneError
@@ -95,7 +95,7 @@ def ours(net: Net, requests: Sequence[Request], folder: Path) -> Iterator[tuple[
 
 
 def torch_pruning(
-    net: Net, requests: Sequence[Request], folder: Path
+    net: Subject, requests: Sequence[Request], folder: Path
 ) -> Iterator[tuple[Request, Made]]:
     """Prune with Torch-Pruning, all requests in one child."""
     python = _python("torch")
@@ -108,13 +108,16 @@ def torch_pruning(
     yield from zip(requests, made, strict=True)
 
 
-def onnxsim(net: Net, requests: Sequence[Request], folder: Path) -> Iterator[tuple[Request, Made]]:
+def onnxsim(
+    net: Subject, requests: Sequence[Request], folder: Path
+) -> Iterator[tuple[Request, Made]]:
     """Prune with onnxsim at a ladder of ratios, then recover the file nearest to the target."""
     ladders: dict[tuple[str, str, int], list[tuple[float, float]]] = {}
     jobs: list[dict[str, Any]] = []
     for request in requests:
         method = request.criterion.partition(" + ")[0]
-        key = method, request.scope, request.seed
+        # Uniform ratios leave the same counts whatever the scores.
+        key = method if request.scope == "global" else "l2", request.scope, request.seed
         if key not in ladders:
             ladders[key] = _ladder(net, key, folder)
         nearest = min(ladders[key], key=lambda at: abs(at[1] - request.target), default=(0.0, 1.0))
@@ -126,8 +129,8 @@ def onnxsim(net: Net, requests: Sequence[Request], folder: Path) -> Iterator[tup
 MAKERS: dict[str, Maker] = {"onnxprune": ours, "Torch-Pruning": torch_pruning, "onnxsim": onnxsim}
 
 
-def _ladder(net: Net, key: tuple[str, str, int], folder: Path) -> list[tuple[float, float]]:
-    """Ratios and the share of MACs that onnxsim leaves at them; wanda's counts are l2's."""
+def _ladder(net: Subject, key: tuple[str, str, int], folder: Path) -> list[tuple[float, float]]:
+    """Ratios and the share of MACs that onnxsim leaves at them."""
     _, scope, seed = key
     kept = net.folder / f"ladder_{'_'.join(map(str, key))}.json"
     if not kept.exists():
@@ -156,7 +159,7 @@ def _job(file: str, request: Request, ratio: float) -> dict[str, Any]:
 
 
 def _child(
-    python: Path, first: list[str], module: str, net: Net, jobs: list[Any], folder: Path
+    python: Path, first: list[str], module: str, net: Subject, jobs: list[Any], folder: Path
 ) -> list[Made]:
     """Run a child over its jobs; what it did not come to failed with what the child died of."""
     for file in net.folder.iterdir():

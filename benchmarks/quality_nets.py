@@ -67,13 +67,19 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Net:
-    """A trained net, copied so that training can go on, and what it makes of the test images."""
+class Subject:
+    """A folder with `net.onnx` and calibration inputs `inputs_SEED.npz`."""
 
     name: str
     digest: str
     folder: Path
     macs: int
+
+
+@dataclass(frozen=True)
+class Net(Subject):
+    """A trained net, copied so that training can go on, and what it makes of the test images."""
+
     images: Array
     labels: Array
     classes: Array  # the original's

@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality_onnxsim FOLDER REPORT
 
-FOLDER holds `net.onnx`, the jobs `jobs.json` and the calibration inputs `calib_SEED.npz` (`image`).
+FOLDER holds `net.onnx`, the jobs `jobs.json` and the calibration inputs `inputs_SEED.npz`.
 Each job is {"file", "method", "everywhere", "ratio", "seed", "recovery"}: FILE and one line of
 FOLDER/done.jsonl are written.
 
@@ -68,9 +68,12 @@ def main() -> None:
 
 def run(original: Any, job: Job, folder: Path) -> Any:
     """Prune channels and heads, then recover."""
-    with np.load(folder / f"calib_{job.seed}.npz") as file:
-        images = file["image"]
-    data = [{"image": images[i : i + BATCH]} for i in range(0, len(images), BATCH)]
+    inputs = dict(np.load(folder / f"inputs_{job.seed}.npz"))
+    count = len(next(iter(inputs.values())))
+    data = [
+        {name: values[i : i + BATCH] for name, values in inputs.items()}
+        for i in range(0, count, BATCH)
+    ]
     if job.method == "wanda":
         pruned = onnxsim.apply_structured_wanda_pruning(
             original, data, sparsity=job.ratio, global_sparsity=job.everywhere
