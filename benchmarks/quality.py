@@ -8,7 +8,7 @@ Each criterion of each tool prunes each net to 70, 50 and 30 % of its MACs, as n
 channels allow, counted by onnxprune. Where a tool has several scopes (one ratio for all layers, one
 threshold, residual streams left alone), the first 1,000 test images choose the scope, in the
 rivals' favour; then all 5,000 are measured with three draws of 384 calibration images. For
-reference, Torch-Pruning's best two are tuned for 60 batches with labels. Rows are appended to
+reference, Torch-Pruning's best are tuned for 60 batches with labels. Rows are appended to
 `work/quality.jsonl` as they come; those of onnxprune are measured anew when the commit changes.
 """
 
@@ -41,7 +41,7 @@ SCREENED, ALL = 1000, 5000  # test images
 STEPS = 60
 RATES = {"vit": (3e-4, 1e-3)}
 SGD_RATES = (0.01, 0.03)
-TUNED = 2  # of Torch-Pruning's criteria, the best at each target
+TUNED = {0.7: 1, 0.5: 2, 0.3: 1}  # how many of Torch-Pruning's criteria, the best at each target
 
 
 class Measurements:
@@ -111,10 +111,12 @@ def measure_rival(
 def measure_tuned(found: Measurements, rows: Sequence[Row]) -> list[Row]:
     """Torch-Pruning's best at each target, after a short training with labels, at its best rate."""
     requests = []
-    for target in TARGETS:
+    for target, count in TUNED.items():
         ranked = sorted(_at(rows, target), key=_rank, reverse=True)
-        for row in {row.request.criterion: row for row in reversed(ranked[:TUNED])}.values():
-            r = row.request
+        best: dict[str, Request] = {}
+        for row in ranked:
+            best.setdefault(row.request.criterion, row.request)
+        for r in list(best.values())[:count]:
             requests += [
                 Request(r.tool, r.criterion, r.scope, r.seed, target, STEPS, rate)
                 for rate in RATES.get(found.net.name, SGD_RATES)
