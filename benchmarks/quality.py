@@ -33,7 +33,7 @@ from benchmarks.quality_makers import (
     TORCH_SCOPES,
     offered,
 )
-from benchmarks.quality_nets import SEEDS, Net, Request, Row, add_row, net, read_rows
+from benchmarks.quality_nets import SEEDS, Net, Request, Row, add_row, commit, net, read_rows
 
 NETS = ("resnet20", "vgg_bn", "mobilenet_v2", "vit")
 TARGETS = (0.7, 0.5, 0.3)
@@ -49,7 +49,7 @@ class Measurements:
 
     def __init__(self, subject: Net, again: bool) -> None:
         self.net = subject
-        self.commit = harness.versions()["commit"]
+        self.commit = commit()
         known = [] if again else [row for row in read_rows() if row.digest == subject.digest]
         self.rows = {row.key: row for row in known}
 
@@ -85,7 +85,7 @@ def measure_ours(found: Measurements, labels: Sequence[str]) -> list[Row]:
         if not offered(OURS[label]):
             print(f"onnxprune {label}: this version does not offer it", flush=True)
             continue
-        seeds = SEEDS if OURS[label].calibrated else SEEDS[:1]
+        seeds = OURS[label].draws or SEEDS[:1]
         requests += [Request("onnxprune", label, "", s, t) for t in TARGETS for s in seeds]
     return found.get(requests, ALL)
 

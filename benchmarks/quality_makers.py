@@ -9,13 +9,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from benchmarks.harness import measure
-from benchmarks.quality_nets import Made, Request, Subject
+from benchmarks.quality_nets import SEEDS, Made, Request, Subject
 from benchmarks.rivals import onnxprune_macs, venv_python
 
 Maker = Callable[[Subject, Sequence[Request], Path], Iterator[tuple[Request, Made]]]
+BATCH = 64  # of calibration inputs
 TIMEOUT_S = 4 * 3600
 LADDER = [round(0.03 * step, 2) for step in range(1, 32)]  # onnxsim's ratios
 LABELLED = {"taylor", "hessian"}  # criteria of Torch-Pruning that need labels
@@ -38,34 +40,31 @@ ONNXSIM_SCOPES = ("uniform", "global")
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of ours: arguments of `onnxprune.prune`, and whether it is given calibration data."""
+    """A row of ours: arguments of `onnxprune.prune`, and which draws of calibration data."""
 
     arguments: dict[str, Any]
-    calibrated: bool = False
+    draws: tuple[int, ...] = ()  # none: it is given no data
 
 
 # Alignment is off throughout, so that MACs are equal.
 OURS: dict[str, Variant] = {
     "l2": Variant({"criterion": "l2"}),
     "l2, uniform": Variant({"criterion": "l2", "scope": "uniform"}),
-    "l2 + recovery": Variant({"criterion": "l2", "recover": True}, calibrated=True),
-    "obs, not recovered": Variant({"criterion": "obs", "recover": False}, calibrated=True),
-    "obs": Variant({"criterion": "obs", "recover": True}, calibrated=True),
-    "obs, uniform": Variant(
-        {"criterion": "obs", "recover": True, "scope": "uniform"}, calibrated=True
-    ),
-    "default with data": Variant({}, calibrated=True),
+    "l2 + recovery": Variant({"criterion": "l2"}, draws=SEEDS[:1]),
+    "obs, not recovered": Variant({"criterion": "obs", "recover": False}, draws=SEEDS[:1]),
+    "obs + recovery, uniform": Variant({"criterion": "obs", "scope": "uniform"}, draws=SEEDS[:1]),
+    "obs + recovery (default)": Variant({}, draws=SEEDS),
 }
 
 
 def offered(variant: Variant) -> bool:
     """Whether this version of onnxprune knows the arguments."""
     from onnxprune.api import prune
-    from onnxprune.passes.score import CRITERIA
+    from onnxprune.passes.score import CRITERIA, DEFAULT
 
     known = inspect.signature(prune).parameters
-    wanted = {*variant.arguments, *({"calibration"} if variant.calibrated else ())}
-    return wanted <= {*known} and variant.arguments.get("criterion", "l2") in CRITERIA
+    wanted = {*variant.arguments, *({"calibration"} if variant.draws else ())}
+    return wanted <= {*known} and variant.arguments.get("criterion", DEFAULT) in CRITERIA
 
 
 def ours(net: Subject, requests: Sequence[Request], folder: Path) -> Iterator[tuple[Request, Made]]:
@@ -76,8 +75,8 @@ def ours(net: Subject, requests: Sequence[Request], folder: Path) -> Iterator[tu
     for request in requests:
         variant = OURS[request.criterion]
         given = dict(variant.arguments)
-        if variant.calibrated:
-            given["calibration"] = net.folder / f"inputs_{request.seed}.npz"
+        if variant.draws:
+            given["calibration"] = _batches(net.folder / f"inputs_{request.seed}.npz")
         output = folder / "ours.onnx"
         start = time.process_time()
         try:
@@ -92,6 +91,15 @@ def ours(net: Subject, requests: Sequence[Request], folder: Path) -> Iterator[tu
         except OnnxPruneError as error:
             made = Made(None, time.process_time() - start, str(error)[:300])
         yield request, made
+
+
+def _batches(path: Path) -> list[dict[str, Any]]:
+    inputs = dict(np.load(path))
+    count = len(next(iter(inputs.values())))
+    return [
+        {name: values[i : i + BATCH] for name, values in inputs.items()}
+        for i in range(0, count, BATCH)
+    ]
 
 
 def torch_pruning(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import subprocess
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from benchmarks import cifar
-from benchmarks.harness import WORK
+from benchmarks.harness import HERE, WORK
 from benchmarks.rivals import onnxprune_macs
 
 Array = NDArray[Any]
@@ -149,6 +150,16 @@ def classes(path: Path, images: Array) -> Array:
     name = session.get_inputs()[0].name
     parts = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
     return np.concatenate([session.run(None, {name: part})[0].argmax(1) for part in parts])
+
+
+def commit() -> str:
+    """The last commit that changed onnxprune itself, with `+` when it has been changed since."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(HERE.parent), *arguments, "--", "onnxprune", "passes"]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    return git("log", "-1", "--format=%h") + ("+" if git("status", "--porcelain") else "")
 
 
 def read_rows() -> list[Row]:

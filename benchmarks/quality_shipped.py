@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from benchmarks import harness, rivals
 from benchmarks.quality_makers import MAKERS, OURS, offered
-from benchmarks.quality_nets import FOLDER, SEEDS, Made, Request, Subject
+from benchmarks.quality_nets import FOLDER, SEEDS, Made, Request, Subject, commit
 from benchmarks.rivals import onnxprune_macs
 from benchmarks.tasks import TASKS, Task, batches
 from benchmarks.trained import install
@@ -79,7 +79,7 @@ class Bench:
         run = runner(folder / "net.onnx")
         self.outputs, self.result = batches(run, self.probes), self.task.measure(run)
 
-    def measured(self, request: Request, made: Made, commit: str) -> Row:
+    def measured(self, request: Request, made: Made, version: str) -> Row:
         """The row of a pruned file."""
         left = result = error = None
         if made.path:
@@ -88,7 +88,7 @@ class Bench:
             result = self.task.measure(run)
             error = relative(self.outputs, batches(run, self.probes))
         name, digest = self.subject.name, self.subject.digest
-        return Row(name, digest, commit, request, left, result, error, made.cpu_s, made.error)
+        return Row(name, digest, version, request, left, result, error, made.cpu_s, made.error)
 
 
 def runner(path: Path) -> Callable[[Mapping[str, Array]], list[Array]]:
@@ -111,7 +111,7 @@ def requests(tools: Sequence[str], labels: Sequence[str]) -> list[Request]:
     found = []
     for label in labels if "onnxprune" in tools else ():
         if offered(OURS[label]):
-            seeds = SEEDS if OURS[label].calibrated else SEEDS[:1]
+            seeds = (OURS[label].draws or SEEDS)[:1]
             found += [Request("onnxprune", label, "", s, t) for t in TARGETS for s in seeds]
     for criterion in ONNXSIM if "onnxsim" in tools else ():
         found += [Request("onnxsim", criterion, "uniform", 0, target) for target in TARGETS]
@@ -120,12 +120,12 @@ def requests(tools: Sequence[str], labels: Sequence[str]) -> list[Request]:
 
 def measure(bench: Bench, wanted: Sequence[Request], known: dict[Any, Row]) -> list[Row]:
     """The rows of all requests; those that are not known are measured and kept."""
-    commit = harness.versions()["commit"]
+    ours = commit()
 
     def key(request: Request) -> tuple[object, ...]:
         return (
             bench.subject.digest,
-            commit if request.tool == "onnxprune" else "",
+            ours if request.tool == "onnxprune" else "",
             request,
         )
 
