@@ -9,15 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
+from benchmarks.cifar import CALIBRATION
 from benchmarks.harness import measure
 from benchmarks.quality_nets import SEEDS, Made, Request, Subject
 from benchmarks.rivals import onnxprune_macs, venv_python
 
 Maker = Callable[[Subject, Sequence[Request], Path], Iterator[tuple[Request, Made]]]
-BATCH = 64  # of calibration inputs
 TIMEOUT_S = 4 * 3600
 LADDER = [round(0.03 * step, 2) for step in range(1, 32)]  # onnxsim's ratios
 LABELLED = {"taylor", "hessian"}  # criteria of Torch-Pruning that need labels
@@ -52,7 +51,7 @@ OURS: dict[str, Variant] = {
     "l2, uniform": Variant({"criterion": "l2", "scope": "uniform"}),
     "l2 + recovery": Variant({"criterion": "l2"}, draws=SEEDS[:1]),
     "obs, not recovered": Variant({"criterion": "obs", "recover": False}, draws=SEEDS[:1]),
-    "obs + recovery, uniform": Variant({"criterion": "obs", "scope": "uniform"}, draws=SEEDS[:1]),
+    "obs + recovery, global": Variant({"criterion": "obs", "scope": "global"}, draws=SEEDS[:1]),
     "obs + recovery (default)": Variant({}, draws=SEEDS),
 }
 
@@ -76,7 +75,8 @@ def ours(net: Subject, requests: Sequence[Request], folder: Path) -> Iterator[tu
         variant = OURS[request.criterion]
         given = dict(variant.arguments)
         if variant.draws:
-            given["calibration"] = _batches(net.folder / f"inputs_{request.seed}.npz")
+            given["calibration"] = net.folder / f"inputs_{request.seed}.npz"
+            given["samples"] = CALIBRATION
         output = folder / "ours.onnx"
         start = time.process_time()
         try:
@@ -91,15 +91,6 @@ def ours(net: Subject, requests: Sequence[Request], folder: Path) -> Iterator[tu
         except OnnxPruneError as error:
             made = Made(None, time.process_time() - start, str(error)[:300])
         yield request, made
-
-
-def _batches(path: Path) -> list[dict[str, Any]]:
-    inputs = dict(np.load(path))
-    count = len(next(iter(inputs.values())))
-    return [
-        {name: values[i : i + BATCH] for name, values in inputs.items()}
-        for i in range(0, count, BATCH)
-    ]
 
 
 def torch_pruning(
