@@ -29,8 +29,6 @@ TORCH_SCOPES = ("uniform", "global", "isomorphic", "inner")
 ONNXSIM = (
     "l2",
     "wanda",
-    "l2 + least squares",
-    "wanda + least squares",
     "wanda + least squares+batch norm",
     "wanda + blocks",
 )
