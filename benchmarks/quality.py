@@ -9,8 +9,9 @@ channels allow, counted by onnxprune. Where a tool has several scopes (one ratio
 threshold, residual streams left alone), the first 1,000 test images choose the scope, in the
 rivals' favour; then all 5,000 are measured with three draws of 384 calibration images: of ours, and
 of the three criteria of each rival that came out best (of the others see ~, on 1,000 images). For
-reference, Torch-Pruning's best two at half of the MACs are tuned for 60 batches with labels. Rows are appended to
-`work/quality.jsonl` as they come; those of onnxprune are measured anew when the commit changes.
+reference, Torch-Pruning's best two at half of the MACs are tuned for 60 batches with labels. Rows
+are appended to `work/quality.jsonl` as they come; those of onnxprune are measured anew when its
+commit changes.
 """
 
 import argparse
