@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -69,15 +69,53 @@ _GEMM: Final = (_case((2, 8), (8, 6)), _case((2, 8), (6, 8), (6,), transB=1))
 _MATMUL: Final = (_case((2, 5, 8), (8, 6)), _case((2, 3, 5, 8), (2, 3, 8, 5)))
 _NORM: Final = (_case((2, 5, 8), (8,)), _case((2, 5, 8), (5, 8), axis=1))
 _UINT8: Final = TensorProto.UINT8
+_QCONV: Final = (_case(IMAGE, (), (), (6, 8, 3, 3), (6,), (6,), (), ()),)
+_HEADS: Final = _case((2, 5, 8), (2, 7, 8), (2, 7, 12), num_heads=4)
+_SKIP: Final = (_case((2, 5, 8), (2, 5, 8), (8,)),)
+_POOLED: Final = (_case(IMAGE, (), (), (), ()), _case(IMAGE, (), (), (), (), channels_last=1))
+_EACH: Final = (_case((8, 4), (8,), (8,), axis=0),)
+_LSTM8: Final = (*((5, 2, 6), (1, 6, 16), (1, 4, 16)), *[None] * 5, (1,), (1,), (1,), (1,))
+_CONTRIB: Final[dict[str, tuple[Case, ...]]] = {
+    "Attention": (_case((2, 5, 6), (6, 24), (24,), num_heads=4),),
+    "DequantizeLinear": _EACH,
+    "DynamicQuantizeLSTM": (_case(*_LSTM8, hidden_size=4),),
+    "DynamicQuantizeMatMul": (_case((2, 8), (8, 6), (6,), (6,)),),
+    "EmbedLayerNormalization": (_case((2, 5), (2, 5), (9, 8), (7, 8), (2, 8), (8,), (8,)),),
+    "GroupQueryAttention": (
+        _case(
+            (2, 5, 64), (2, 5, 32), (2, 5, 32), None, None, (2,), (), num_heads=8, kv_num_heads=4
+        ),
+    ),
+    "MatMulInteger16": _MATMUL,
+    "MatMulIntegerToFloat": (_case((2, 8), (8, 6), (), (6,)),),
+    "MatMulNBits": (
+        _case((2, 64), (6, 2, 16), (6, 2), K=64, N=6, bits=4, block_size=32),
+        _case((2, 64), (6, 2, 16), (6, 2), (6, 1), K=64, N=6, bits=4, block_size=32),
+    ),
+    "MultiHeadAttention": (_HEADS, replace(_HEADS, attributes={"num_heads": 4, "scale": 0.5})),
+    "QAttention": (_case((2, 5, 6), (6, 24), (24,), (), (), num_heads=4),),
+    "QGemm": (_case((2, 8), (), (), (8, 6), (6,), (6,)),),
+    "QLinearAveragePool": _POOLED,
+    "QLinearConcat": (_case((), (), (1, 8, 4), (), (), (1, 3, 4), (), (), axis=1),),
+    "QLinearConv": _QCONV,
+    "QLinearGlobalAveragePool": _POOLED,
+    "QLinearSoftmax": (_case((2, 5, 8), (), (), (), ()),),
+    "QuantizeLinear": _EACH,
+    "RotaryEmbedding": (_case((2, 5, 32), (2, 5), (9, 4), (9, 4)),),
+    "SkipLayerNormalization": _SKIP,
+    "SkipSimplifiedLayerNormalization": _SKIP,
+}
 EXAMPLES: Final[dict[str, tuple[Case, ...]]] = {
     **dict.fromkeys(_BINARY, _BROADCAST),
     **dict.fromkeys((f"Reduce{kind}" for kind in _KINDS), _REDUCE),
     **dict.fromkeys(("Hardmax", "LogSoftmax", "Softmax"), _SOFTMAX),
     **dict.fromkeys(("ArgMax", "ArgMin"), _ARG),
+    "Attention": (_case((2, 4, 5, 8), (2, 2, 7, 8), (2, 2, 7, 6)),),
     "BatchNormalization": (_case(IMAGE, (8,), (8,), (8,), (8,)),),
     "Concat": (_case((1, 8, 4), (1, 3, 4), axis=1),),
     "ConstantOfShape": (_case([2, 8]),),
     "Conv": _CONV,
+    "ConvInteger": (Case((IMAGE, (6, 8, 3, 3)), dtype=_UINT8),),
     "CumProd": (Case(((2, 5, 8), 1), opset=26),),
     "CumSum": (_case((2, 5, 8), 1),),
     "DeformConv": (_case(IMAGE, (6, 8, 3, 3), (1, 18, 2, 2)),),
@@ -102,11 +140,14 @@ EXAMPLES: Final[dict[str, tuple[Case, ...]]] = {
     "LayerNormalization": _NORM,
     "LpNormalization": (_case((2, 5, 8)),),
     "MatMul": _MATMUL,
+    "MatMulInteger": _MATMUL,
     "MaxPool": (_case(IMAGE, kernel_shape=[2, 2]),),
     "MeanVarianceNormalization": (_case(IMAGE),),
     "OneHot": (_case([1, 3], 8, [0, 1]),),
     "PRelu": (_case(IMAGE, (8, 1, 1)),),
     "Pad": (_case(IMAGE, [0, 0, 1, 1, 0, 0, 1, 1]), _case((1, 8, 4), [0, 4, 0, 0, 4, 0])),
+    "QLinearConv": _QCONV,
+    "QLinearMatMul": (_case((2, 8), (), (), (8, 6), (6,), (6,), (), ()),),
     "QuantizeLinear": (_case((8, 4), ()), _case((8, 4), (8,), axis=0)),
     "RMSNormalization": _NORM,
     "RNN": (_case((5, 2, 6), (1, 4, 6), (1, 4, 4), hidden_size=4),),
@@ -117,6 +158,7 @@ EXAMPLES: Final[dict[str, tuple[Case, ...]]] = {
     ),
     "Resize": (_case(IMAGE, None, None, [1, 8, 8, 8]),),
     "ReverseSequence": (_case((5, 2, 8), [5, 5]),),
+    "RotaryEmbedding": (_case((2, 4, 5, 8), (2, 5, 4), (2, 5, 4)),),
     "Scatter": (Case(((3, 2), [[0, 2]], (1, 2)), opset=10),),
     "ScatterElements": (_case((3, 2), [[0, 2]], (1, 2)),),
     "ScatterND": (_case((10, 8), [[1], [3]], (2, 8)),),
@@ -134,9 +176,11 @@ EXAMPLES: Final[dict[str, tuple[Case, ...]]] = {
     "Trilu": (_case((2, 5, 8)),),
     "Unsqueeze": (_case((2, 8), [2, 3]),),
     "Upsample": (Case((IMAGE,), {"scales": [1.0, 1.0, 2.0, 2.0]}, opset=7),),
+    **{f"com.microsoft::{op}": cases for op, cases in _CONTRIB.items()},
     "com.microsoft::FusedConv": _CONV,
     "com.microsoft::FusedGemm": (Case(((2, 8), (8, 6)), made=(2, 6)),),
     "com.microsoft::FusedMatMul": _MATMUL,
+    "com.microsoft::TransposeMatMul": _MATMUL,
 }
 
 

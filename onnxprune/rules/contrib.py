@@ -30,8 +30,10 @@ _ROWS: Final[dict[str, str | Computed]] = {
     # elementwise
     "BiasGelu": ELEMENTWISE,
     "FastGelu": ELEMENTWISE,
+    "GatedAdd": "*s c, *s c, *s 1 -> *s c",
     "Gelu": ELEMENTWISE,
     "QuickGelu": ELEMENTWISE,
+    "ScaledSiLU": "..., ~ -> ...",
     # contractions
     "FusedConv": linear.conv,
     "FusedGemm": linear.gemm,

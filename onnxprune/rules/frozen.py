@@ -66,10 +66,9 @@ _CONTRIB: Final = {
         " VarlenCausalConvWithState"
     ),
     "it mixes several residual streams, which are not looked into": (
-        "BranchwiseRMSNorm EngramGate GatedAdd GatedRMSNorm HyperConnectionPostMix"
-        " HyperConnectionPreMix"
+        "BranchwiseRMSNorm EngramGate GatedRMSNorm HyperConnectionPostMix HyperConnectionPreMix"
     ),
-    "it chooses experts at run time, and these are not looked into yet": "MoE QMoE",
+    "it chooses experts at run time, and no row of it has been proved on a whole model": "MoE QMoE",
     "it turns numbers of a head by sections of three kinds of position": "MRotaryEmbedding",
     "its weight is packed in blocks that run over rows": (
         "GatherBlockQuantized MatMulBnb4 MatMulFpQ4"
@@ -84,7 +83,7 @@ _CONTRIB: Final = {
     ),
     "it is ONNX Runtime's own, from before ai.onnx had one, and no file is known to hold it": (
         "ConvTransposeWithDynamicPads ExpandDims GatherND MaxpoolWithMask Pad Range SampleOp"
-        " ScaledSiLU SparseToDenseMatMul Trilu"
+        " SparseToDenseMatMul Trilu"
     ),
 }
 _CLASSICAL: Final = """

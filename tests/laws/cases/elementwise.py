@@ -90,3 +90,7 @@ def _contrib() -> Iterator[Case]:
     yield make(f"{ms}FastGelu", (2, 3, 4))
     yield make(f"{ms}Gelu", (2, 3, 4))
     yield make(f"{ms}QuickGelu", (2, 3, 4), alpha=1.7)
+    yield make(f"{ms}GatedAdd", (2, 3, 4), (2, 3, 4), (2, 3, 1))
+    yield make(f"{ms}GatedAdd", (4, 4), (4, 4), (4, 1))
+    yield make(f"{ms}ScaledSiLU", (2, 3, 4), floats(0.7).reshape(()))
+    yield make(f"{ms}ScaledSiLU", (2, 3, 4), alpha=0.7)
