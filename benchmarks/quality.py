@@ -51,9 +51,9 @@ TUNED = {0.5: 2}  # how many of Torch-Pruning's criteria, the best at each targe
 class Measurements:
     """Rows of one net; asks for what is missing."""
 
-    def __init__(self, subject: Net, again: bool, idle: bool) -> None:
-        self.net, self.idle = subject, idle
-        self.commit = commit()
+    def __init__(self, subject: Net, again: bool, known_at: str = "") -> None:
+        self.net, self.idle = subject, bool(known_at)
+        self.commit = known_at or commit()
         known = [] if again else [row for row in read_rows() if row.digest == subject.digest]
         self.rows = {row.key: row for row in known}
 
@@ -213,7 +213,14 @@ def main() -> None:
     parser.add_argument("--tools", nargs="*", default=list(MAKERS), choices=list(MAKERS))
     parser.add_argument("--ours", nargs="*", default=list(OURS), help="variants of onnxprune")
     parser.add_argument("--again", action="store_true", help="measure what is known, too")
-    parser.add_argument("--known", action="store_true", help="measure nothing: show what is known")
+    parser.add_argument(
+        "--known",
+        nargs="?",
+        const=commit(),
+        default="",
+        metavar="COMMIT",
+        help="measure nothing: show what is known, of onnxprune at this commit (default: now)",
+    )
     parser.add_argument("--no-save", action="store_true", help="print only")
     wanted = parser.parse_args()
     results = {}

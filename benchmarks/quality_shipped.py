@@ -119,10 +119,12 @@ def requests(tools: Sequence[str], labels: Sequence[str]) -> list[Request]:
 
 
 def measure(
-    bench: Bench, wanted: Sequence[Request], known: dict[Any, Row], idle: bool
+    bench: Bench, wanted: Sequence[Request], known: dict[Any, Row], known_at: str = ""
 ) -> list[Row]:
-    """The rows of all requests; those that are not known are measured and kept, unless idle."""
-    ours = commit()
+    """The rows of all requests; those that are not known are measured and kept, unless
+    only those that are `known_at` a commit are wanted.
+    """
+    ours = known_at or commit()
 
     def key(request: Request) -> tuple[object, ...]:
         return (
@@ -133,7 +135,7 @@ def measure(
 
     for tool, maker in MAKERS.items():
         missing = [r for r in wanted if r.tool == tool and key(r) not in known]
-        if not missing or idle:
+        if not missing or known_at:
             continue
         with tempfile.TemporaryDirectory(dir=bench.subject.folder) as folder:
             for request, made in maker(bench.subject, missing, Path(folder)):
@@ -203,7 +205,14 @@ def main() -> None:
     tools = ["onnxprune", *(["onnxsim"] if rivals.venv_python("onnxsim") else [])]
     parser.add_argument("--tools", nargs="*", default=tools, choices=["onnxprune", "onnxsim"])
     parser.add_argument("--ours", nargs="*", default=list(OURS), help="variants of onnxprune")
-    parser.add_argument("--known", action="store_true", help="measure nothing: show what is known")
+    parser.add_argument(
+        "--known",
+        nargs="?",
+        const=commit(),
+        default="",
+        metavar="COMMIT",
+        help="measure nothing: show what is known, of onnxprune at this commit (default: now)",
+    )
     parser.add_argument("--no-save", action="store_true", help="print only")
     wanted = parser.parse_args()
     install()
