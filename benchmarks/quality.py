@@ -51,14 +51,17 @@ TUNED = {0.5: 2}  # how many of Torch-Pruning's criteria, the best at each targe
 class Measurements:
     """Rows of one net; asks for what is missing."""
 
-    def __init__(self, subject: Net, again: bool) -> None:
-        self.net = subject
-        self.commit = commit()
+    def __init__(self, subject: Net, again: bool, known_at: str = "") -> None:
+        self.net, self.idle = subject, bool(known_at)
+        self.commit = known_at or commit()
         known = [] if again else [row for row in read_rows() if row.digest == subject.digest]
         self.rows = {row.key: row for row in known}
 
     def get(self, requests: Iterable[Request], images: int) -> list[Row]:
-        """The rows of all requests; those that are not known are measured, tool by tool."""
+        """The rows of all requests; those that are not known are measured, tool by tool.
+
+        Idle, it leaves out what is not known.
+        """
         wanted = list(dict.fromkeys(requests))
         for tool, maker in MAKERS.items():
             missing = [
@@ -66,14 +69,15 @@ class Measurements:
                 for request in wanted
                 if request.tool == tool and self._key(request, images) not in self.rows
             ]
-            if missing:
+            if missing and not self.idle:
                 with tempfile.TemporaryDirectory(dir=self.net.folder) as folder:
                     for request, made in maker(self.net, missing, Path(folder)):
                         row = self.net.measured(request, made, images, self._commit(request))
                         self.rows[row.key] = row
                         add_row(row)
                         print(_line(row), flush=True)
-        return [self.rows[self._key(request, images)] for request in wanted]
+        keys = [self._key(request, images) for request in wanted]
+        return [self.rows[key] for key in keys if key in self.rows]
 
     def _commit(self, request: Request) -> str:
         return self.commit if request.tool == "onnxprune" else ""
@@ -107,7 +111,8 @@ def measure_rival(
     finals: list[Request] = []
     others: list[Row] = []
     for target in TARGETS:
-        ranked = sorted((best[c, target] for c in criteria), key=_rank, reverse=True)
+        screened = [best[c, target] for c in criteria if (c, target) in best]
+        ranked = sorted(screened, key=_rank, reverse=True)
         others += ranked[FINALISTS:]
         for request in (row.request for row in ranked[:FINALISTS]):
             seeded = request.criterion in SEEDED or "wanda" in request.criterion
@@ -185,11 +190,9 @@ def _line(row: Row) -> str:
     )
 
 
-def measure_net(
-    subject: Net, tools: Sequence[str], labels: Sequence[str], again: bool
-) -> list[Row]:
+def measure_net(found: Measurements, tools: Sequence[str], labels: Sequence[str]) -> list[Row]:
     """All rows of a net that belong into its table."""
-    found = Measurements(subject, again)
+    subject = found.net
     rows: list[Row] = []
     if "onnxprune" in tools:
         rows += measure_ours(found, labels)
@@ -210,12 +213,21 @@ def main() -> None:
     parser.add_argument("--tools", nargs="*", default=list(MAKERS), choices=list(MAKERS))
     parser.add_argument("--ours", nargs="*", default=list(OURS), help="variants of onnxprune")
     parser.add_argument("--again", action="store_true", help="measure what is known, too")
+    parser.add_argument(
+        "--known",
+        nargs="?",
+        const=commit(),
+        default="",
+        metavar="COMMIT",
+        help="measure nothing: show what is known, of onnxprune at this commit (default: now)",
+    )
     parser.add_argument("--no-save", action="store_true", help="print only")
     wanted = parser.parse_args()
     results = {}
     for name in wanted.only:
         subject = net(name, wanted.cifar)
-        rows = measure_net(subject, wanted.tools, wanted.ours, wanted.again)
+        found = Measurements(subject, wanted.again, wanted.known)
+        rows = measure_net(found, wanted.tools, wanted.ours)
         columns = [f"{subject.name}, {subject.macs / 1e6:.0f} M MACs", "70 %", "50 %", "30 %"]
         harness.show("Top-1 in percent at MACs left", columns, table(subject, rows))
         figures = {"accuracy": subject.accuracy, "digest": subject.digest, "macs": subject.macs}

@@ -118,9 +118,13 @@ def requests(tools: Sequence[str], labels: Sequence[str]) -> list[Request]:
     return found
 
 
-def measure(bench: Bench, wanted: Sequence[Request], known: dict[Any, Row]) -> list[Row]:
-    """The rows of all requests; those that are not known are measured and kept."""
-    ours = commit()
+def measure(
+    bench: Bench, wanted: Sequence[Request], known: dict[Any, Row], known_at: str = ""
+) -> list[Row]:
+    """The rows of all requests; those that are not known are measured and kept, unless
+    only those that are `known_at` a commit are wanted.
+    """
+    ours = known_at or commit()
 
     def key(request: Request) -> tuple[object, ...]:
         return (
@@ -131,7 +135,7 @@ def measure(bench: Bench, wanted: Sequence[Request], known: dict[Any, Row]) -> l
 
     for tool, maker in MAKERS.items():
         missing = [r for r in wanted if r.tool == tool and key(r) not in known]
-        if not missing:
+        if not missing or known_at:
             continue
         with tempfile.TemporaryDirectory(dir=bench.subject.folder) as folder:
             for request, made in maker(bench.subject, missing, Path(folder)):
@@ -140,7 +144,7 @@ def measure(bench: Bench, wanted: Sequence[Request], known: dict[Any, Row]) -> l
                 with ROWS.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(asdict(row)) + "\n")
                 print(_line(row), flush=True)
-    return [known[key(request)] for request in wanted]
+    return [known[key(request)] for request in wanted if key(request) in known]
 
 
 def table(bench: Bench, rows: Sequence[Row]) -> list[list[object]]:
@@ -201,13 +205,21 @@ def main() -> None:
     tools = ["onnxprune", *(["onnxsim"] if rivals.venv_python("onnxsim") else [])]
     parser.add_argument("--tools", nargs="*", default=tools, choices=["onnxprune", "onnxsim"])
     parser.add_argument("--ours", nargs="*", default=list(OURS), help="variants of onnxprune")
+    parser.add_argument(
+        "--known",
+        nargs="?",
+        const=commit(),
+        default="",
+        metavar="COMMIT",
+        help="measure nothing: show what is known, of onnxprune at this commit (default: now)",
+    )
     parser.add_argument("--no-save", action="store_true", help="print only")
     wanted = parser.parse_args()
     install()
     known, lines, results = _known(), [], {}
     for name in wanted.only:
         bench = Bench(name)
-        rows = measure(bench, requests(wanted.tools, wanted.ours), known)
+        rows = measure(bench, requests(wanted.tools, wanted.ours), known, wanted.known)
         lines += table(bench, rows)
         figures = {"macs": bench.subject.macs, "result": bench.result, "unit": bench.task.unit}
         results[name] = {"base": figures, "rows": rows}
