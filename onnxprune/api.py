@@ -8,23 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from onnxprune import explaining, pipeline
 from onnxprune.amounts import amount, share
 from onnxprune.api_bench import bench, bench_import
 from onnxprune.api_data import evaluate, sensitivity
 from onnxprune.budget import MAX_RATIO, Budget, Options, Scope
-from onnxprune.calibration import SAMPLES
 from onnxprune.coupling import Coupling
 from onnxprune.errors import RuleError
 from onnxprune.files import load, save
-from onnxprune.judging import gathered
-from onnxprune.metrics import DEFAULT as METRIC
-from onnxprune.metrics import Metric
+from onnxprune.judging import DataOptions, gathered
 from onnxprune.passes.probe import probe as measure_probe
 from onnxprune.passes.score import CRITERIA, DEFAULT, DEFAULT_WITH_DATA
-from onnxprune.pictures import Pictures
 from onnxprune.pipeline import Choice, Inputs, Progress, Run
 from onnxprune.plan import Plan, read_plan
 from onnxprune.report.writing import report_text
@@ -161,12 +157,8 @@ def prune(
     report_output: str | Path | None = None,
     progress: Progress | None = None,
     calibration: Source = None,
-    samples: int = SAMPLES,
-    pictures: Pictures | None = None,
     evaluate: Source = None,
-    metric: Metric = METRIC,
-    max_drop: float | str | None = None,
-    min_fidelity: float | str | None = None,
+    **options: Unpack[DataOptions],
 ) -> tuple[Any, Report]:
     """Make a model smaller, and prove that nothing else changed.
 
@@ -213,14 +205,9 @@ def prune(
         calibration: inputs without labels: a path (.npz, .npy, a folder of pictures), or
             ``module:function``, a function, arrays (see ``onnxprune.sources``), or ``synthetic``.
             Criteria that look at data use them, and recovery does.
-        samples: how many of them are taken.
-        pictures: how pictures become inputs.
         evaluate: the same with labels.
-        metric: ``top1``, ``top5``, ``mse``, ``module:function`` or a function.
-        max_drop: by how much the metric may get worse, absolutely; without a budget the smallest
-            model that keeps it is searched for.
-        min_fidelity: what the fidelity of every output has to reach; see
-            ``onnxprune.fidelity.Fidelity.value``.
+        options: how data is read (samples, pictures, metric) and what has to be reached on it
+            (max_drop, min_fidelity); see ``onnxprune.judging.DataOptions``.
 
     Returns:
         the smaller model and the report.
@@ -235,9 +222,9 @@ def prune(
     ends = (min_channels, share(max_ratio), tuple(include), tuple(exclude), exact_only)
     shared, name = _defaults(scope, criterion, calibration)
     speed = _speed(latency, Target(ep, threads, ep_options or {}), min_speedup, force)
-    options = Options(shared, align, *ends, _ratios(per_group))
-    choice = Choice(budget, options, name, steps, seed, recover, speed)
-    data = gathered(calibration, evaluate, samples, metric, max_drop, min_fidelity, pictures, seed)
+    how = Options(shared, align, *ends, _ratios(per_group))
+    choice = Choice(budget, how, name, steps, seed, recover, speed)
+    data = gathered(calibration, evaluate, seed, options)
     files = (inputs, output, plan_output, report_output)
     table, text = _table(per_group_from), report_text(report_output)
     run = Run(model, _every(rules), verify, *files, progress, data, table, report_text=text)
@@ -283,14 +270,10 @@ def apply(
     report_output: str | Path | None = None,
     progress: Progress | None = None,
     calibration: Source = None,
-    samples: int = SAMPLES,
-    recover: bool = True,
-    pictures: Pictures | None = None,
     evaluate: Source = None,
-    metric: Metric = METRIC,
-    max_drop: float | str | None = None,
-    min_fidelity: float | str | None = None,
+    recover: bool = True,
     seed: int = 0,
+    **options: Unpack[DataOptions],
 ) -> tuple[Any, Report]:
     """Replay a plan, on its own model or on a twin with the same names (fp16, QDQ).
 
@@ -302,7 +285,7 @@ def apply(
         VerificationError: the result differs from the masked original.
         GateError: max_drop or min_fidelity says no.
     """
-    data = gathered(calibration, evaluate, samples, metric, max_drop, min_fidelity, pictures, seed)
+    data = gathered(calibration, evaluate, seed, options)
     files = (inputs, output, None, report_output)
     text = report_text(report_output)
     run = Run(model, _every(rules), verify, *files, progress, data=data, report_text=text)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from onnxprune import files, sensing
-from onnxprune.calibration import SAMPLES
 from onnxprune.choosing import Progress, analyse
 from onnxprune.errors import OnnxPruneError
-from onnxprune.judging import Judge, Judgement, gathered
-from onnxprune.metrics import DEFAULT as METRIC
-from onnxprune.metrics import Metric
-from onnxprune.pictures import Pictures
+from onnxprune.judging import Judge, Judgement, SourceOptions, gathered
 from onnxprune.rules import stated_row
 from onnxprune.sensing import RATIOS, Plans
 from onnxprune.sources import Source
@@ -25,25 +21,24 @@ def evaluate(
     small: Any = None,
     *,
     calibration: Source = None,
-    samples: int = SAMPLES,
-    pictures: Pictures | None = None,
     evaluate: Source = None,
-    metric: Metric = METRIC,
     seed: int = 0,
     threads: int = 1,
+    **options: Unpack[SourceOptions],
 ) -> Judgement:
     """The metric of a model on data with labels; and of a smaller one, with its fidelity.
 
     Args:
         model: a path, a ModelProto or a graphsurgeon Graph.
         small: what is compared with it, if anything.
-        calibration, samples, pictures, evaluate, metric, seed: as of ``prune``.
+        calibration, evaluate, seed: as of ``prune``.
         threads: threads inside an operator.
+        options: see ``onnxprune.judging.SourceOptions``.
 
     Raises:
         OnnxPruneError: there is no data, or it does not fit the models.
     """
-    data = gathered(calibration, evaluate, samples, metric, None, None, pictures, seed)
+    data = gathered(calibration, evaluate, seed, options)
     data.check()
     if evaluate is None and (small is None or calibration is None):
         raise OnnxPruneError(
@@ -62,10 +57,7 @@ def sensitivity(
     output: str | Path | None = None,
     *,
     calibration: Source = None,
-    samples: int = SAMPLES,
-    pictures: Pictures | None = None,
     evaluate: Source = None,
-    metric: Metric = METRIC,
     ratios: Sequence[float] = RATIOS,
     criterion: str | None = None,
     recover: bool = False,
@@ -76,6 +68,7 @@ def sensitivity(
     seed: int = 0,
     rules: Mapping[str, str] | None = None,
     progress: Progress | None = None,
+    **options: Unpack[SourceOptions],
 ) -> Sensitivity:
     """How much the model suffers when one group alone loses channels, for each group and ratio.
 
@@ -83,8 +76,8 @@ def sensitivity(
         model: a path, a ModelProto or a graphsurgeon Graph.
         output: a .json file; it is written as results come, with a .csv beside it, and what it
             holds already is not done again.
-        calibration, samples, pictures, evaluate, metric, seed: as of ``prune``; the fall is that
-            of the metric where there are labels, else that of the fidelity.
+        calibration, evaluate, seed: as of ``prune``; the fall is that of the metric where there
+            are labels, else that of the fidelity.
         ratios: the shares that are tried.
         criterion: what chooses the channels; see ``CRITERIA``.
         recover: whether each trial is recovered first (much slower).
@@ -93,11 +86,12 @@ def sensitivity(
         cluster: ``dask://HOST:PORT`` or ``ray`` instead (extras ``dask``, ``ray``).
         rules: rows for custom operators.
         progress: is told each trial.
+        options: see ``onnxprune.judging.SourceOptions``.
 
     Raises:
         OnnxPruneError: there is no data, or the file is of another model or other settings.
     """
-    data = gathered(calibration, evaluate, samples, metric, None, None, pictures, seed)
+    data = gathered(calibration, evaluate, seed, options)
     rows = {op: stated_row(line) for op, line in (rules or {}).items()}
     plans = Plans(tuple(ratios), criterion, recover, tuple(include), tuple(exclude), seed)
     target = None if output is None else Path(output)

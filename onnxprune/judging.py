@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypedDict, cast, get_type_hints
 
 import numpy as np
 import onnx
@@ -163,20 +163,49 @@ def _kind(source: Source) -> str:
     return str(source) if hasattr(source, "__fspath__") else type(source).__name__
 
 
-def gathered(
-    calibration: Source,
-    evaluation: Source,
-    samples: int,
-    metric: Metric,
-    max_drop: float | str | None,
-    min_fidelity: float | str | None,
-    pictures: Pictures | None,
-    seed: int,
-) -> Data:
-    """Data from the arguments of the interface."""
-    gates = [None if value is None else share(value) for value in (max_drop, min_fidelity)]
-    how = pictures or Pictures()
-    return Data(calibration, evaluation, samples, metric, gates[0], gates[1], how, seed)
+class SourceOptions(TypedDict, total=False):
+    """Keywords that say how data is read.
+
+    Attributes:
+        samples: how many calibration inputs are taken (384).
+        pictures: how pictures become inputs.
+        metric: ``top1`` (the default), ``top5``, ``mse``, ``module:function`` or a function.
+    """
+
+    samples: int
+    pictures: Pictures | None
+    metric: Metric
+
+
+class DataOptions(SourceOptions, total=False):
+    """Keywords that also say what a result has to reach on data.
+
+    Attributes:
+        max_drop: by how much the metric may get worse, absolutely; without a budget the smallest
+            model that keeps it is searched for.
+        min_fidelity: what the fidelity of every output has to reach; see
+            ``onnxprune.fidelity.Fidelity.value``.
+    """
+
+    max_drop: float | str | None
+    min_fidelity: float | str | None
+
+
+def gathered(calibration: Source, evaluation: Source, seed: int, options: SourceOptions) -> Data:
+    """Data from the arguments of the interface.
+
+    Raises:
+        TypeError: one of the options is unknown.
+    """
+    unknown = sorted(options.keys() - get_type_hints(DataOptions))
+    if unknown:
+        raise TypeError(f"there is no keyword argument '{unknown[0]}'")
+    gates = cast("DataOptions", options)
+    wanted = (gates.get("max_drop"), gates.get("min_fidelity"))
+    drop, least = (None if value is None else share(value) for value in wanted)
+    metric, how = options.get("metric", DEFAULT), options.get("pictures") or Pictures()
+    samples = options.get("samples", SAMPLES)
+    return Data(calibration, evaluation, samples, metric, drop, least, how, seed)
 
 
 @dataclass(frozen=True)

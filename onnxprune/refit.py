@@ -234,8 +234,8 @@ class Refit:
         ends = linear.y[-1] == (*linear.batch, *linear.outer)
         if value is None or value.size != outer or max(value.shape, default=0) != outer:
             return None
-        placed = step.node is linear.node or step.node.op in NORMS or value.shape[-1] == outer
-        return step if placed and (ends or step.node.op in (*NORMS, linear.node.op)) else None
+        own = step.node is linear.node or step.node.op in NORMS  # places it by its own rule
+        return step if own or (ends and value.shape[-1] == outer) else None
 
     def constant(self, node: Node, position: int) -> Array | None:
         """A stored operand, as the pruned model has it."""

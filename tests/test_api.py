@@ -13,7 +13,7 @@ import pytest
 from onnx import external_data_helper, helper, numpy_helper
 
 import onnxprune
-from onnxprune import api, choosing, pipeline
+from onnxprune import api, choosing, finishing
 from onnxprune.coupling import Coupling
 from onnxprune.errors import NothingToPruneError, OnnxPruneError, RuleError, VerificationError
 from onnxprune.passes.select import select
@@ -127,7 +127,7 @@ def test_a_wrong_result_is_not_given_away(path: Path, monkeypatch: pytest.Monkey
         made.graph.initializer[0].raw_data = bytes(len(made.graph.initializer[0].raw_data))
         return made
 
-    monkeypatch.setattr(pipeline, "shrink", wrong)
+    monkeypatch.setattr(finishing, "shrink", wrong)
     target = path.with_name("small.onnx")
     with pytest.raises(VerificationError, match="'y'"):
         onnxprune.prune(path, ratio=0.5, output=target)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import onnx
@@ -18,12 +18,13 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from onnxprune import amounts, api, cli, pipeline
+from onnxprune import amounts, api, cli, finishing
 from onnxprune.budget import MAX_RATIO
 from onnxprune.cli import judged, options, shell
 from onnxprune.cli.prune import CHOICES
 from onnxprune.compare import INCOMPARABLE
 from onnxprune.errors import OnnxPruneError, VerificationError
+from onnxprune.judging import DataOptions
 from onnxprune.notation import parse
 from onnxprune.passes.score import CRITERIA, DATA_DRIVEN, DEFAULT
 from onnxprune.passes.shrink import shrink
@@ -157,7 +158,7 @@ def test_a_failed_verification_writes_nothing(monkeypatch: pytest.MonkeyPatch) -
     def fail(*_: object, **__: object) -> None:
         raise VerificationError("output 'y' differs by 0.1")
 
-    monkeypatch.setattr(pipeline, "verify", fail)
+    monkeypatch.setattr(finishing, "verify", fail)
     result = run(*HALF, "--plan", "p.json", "--report", "r.json", code=1)
     assert result.stderr == "onnxprune: output 'y' differs by 0.1\n"
     assert result.stdout == ""
@@ -178,7 +179,7 @@ def test_a_failed_verification_leaves_a_report(
     command: str, extra: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run("prune", "m.onnx", "--ratio", "0.5", "--plan", "given.json")
-    monkeypatch.setattr(pipeline, "shrink", wrongly)
+    monkeypatch.setattr(finishing, "shrink", wrongly)
     told = [*HALF, "--plan", "p.json"]
     told = told if command == "prune" else ["apply", "m.onnx", "given.json", "-o", "small.onnx"]
     result = run(*told, "--report", "r.json", *extra, code=1)
@@ -202,7 +203,7 @@ def test_a_failed_verification_leaves_a_report(
 
 
 def test_a_failed_dry_run_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "shrink", wrongly)
+    monkeypatch.setattr(finishing, "shrink", wrongly)
     run(*HALF, "--report", "r.json", "--dry-run", code=1)
     assert files() == {"m.onnx"}
 
@@ -239,7 +240,7 @@ def broken(*_: object) -> None:
 
 
 def test_a_bug_is_no_failed_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "shrink", broken)
+    monkeypatch.setattr(finishing, "shrink", broken)
     result = run(*HALF, code=3)
     assert result.output == (
         "onnxprune: internal error: ValueError: operands could not be broadcast; this is a bug of "
@@ -250,7 +251,7 @@ def test_a_bug_is_no_failed_gate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("where", ["before", "behind", "environment"])
 def test_debug_shows_the_traceback(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "shrink", broken)
+    monkeypatch.setattr(finishing, "shrink", broken)
     arguments = {"before": ["--debug", *HALF], "behind": [*HALF, "--debug"]}.get(where, HALF)
     if where == "environment":
         monkeypatch.setenv("ONNXPRUNE_DEBUG", "1")
@@ -260,7 +261,7 @@ def test_debug_shows_the_traceback(where: str, monkeypatch: pytest.MonkeyPatch) 
     assert stderr.endswith("please report it with this traceback\n")
 
 
-@pytest.mark.parametrize(("owner", "name"), [(pipeline, "shrink"), (Path, "replace")])
+@pytest.mark.parametrize(("owner", "name"), [(finishing, "shrink"), (Path, "replace")])
 def test_an_interrupt_leaves_nothing(
     owner: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,7 +290,7 @@ def test_lack_of_memory_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None
     def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(pipeline, "shrink", fail)
+    monkeypatch.setattr(finishing, "shrink", fail)
     assert "not enough memory" in run(*HALF, code=2).stderr
 
 
@@ -436,9 +437,15 @@ def test_every_choice_of_the_library_has_an_option() -> None:
         if parameter.kind is parameter.KEYWORD_ONLY
     }
     elsewhere = {"recover", "per_group", "rules", "ep_options", "verify", "progress"}
-    elsewhere |= {"output", "plan_output", "report_output"}
+    elsewhere |= {"inputs", "output", "plan_output", "report_output"}
+    keywords |= get_type_hints(DataOptions).keys()
     elsewhere |= judged.SOURCES.keys() | judged.GATES.keys() | judged.TABLE.keys() | {"pictures"}
     assert set(CHOICES) | elsewhere == keywords
+
+
+def test_an_unknown_keyword_is_refused() -> None:
+    with pytest.raises(TypeError, match="there is no keyword argument 'mac'"):
+        api.prune("model.onnx", mac=0.5)  # type: ignore[call-arg]
 
 
 def test_the_rule_table() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MAX_FILE_LINES = 350
-MAX_FUNCTION_LINES = 50  # docstrings and signatures left out
+MAX_FUNCTION_LINES = 50  # docstrings left out
 MAX_TOTAL_LINES = 27000  # raise it only with a reason in docs/adr (see 0002)
 
 # Modules of onnxprune, or whole subpackages. A module imports from its own floor or from below.
@@ -88,6 +88,7 @@ FLOORS = {
     "api_data": 3,
     "choosing": 3,
     "pipeline": 3,
+    "finishing": 3,
     "trials": 3,
     "workers": 3,
     "timing": 3,
@@ -189,8 +190,7 @@ def long_functions(tree: ast.AST) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node, clean=False) or ""
-            first = node.body[0].lineno - 1
-            lines = (node.end_lineno or first) - first - text.count("\n")
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1 - text.count("\n")
             if lines > MAX_FUNCTION_LINES:
                 found.append(f"{node.name}: {lines} lines")
     return found

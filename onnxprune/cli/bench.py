@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from onnxprune.cli import options
+from onnxprune.cli.options import TARGET, option
 from onnxprune.cli.shell import INTERRUPTED, app
 from onnxprune.cli.targets import Files, check
 from onnxprune.errors import OnnxPruneError
@@ -17,117 +18,67 @@ from onnxprune.report.console import progress, show
 if TYPE_CHECKING:
     from onnxprune.measuring import Bench
 
-HOW = "How it is run"
 LONG = "How long"
 SHOWN = "What is shown"
 ELSEWHERE = "Other machines"
 
-Models = Annotated[
-    list[Path] | None,
-    typer.Argument(metavar="MODEL...", readable=False, help="Models, .onnx or .ort files."),
-]
-Threads = Annotated[
-    int, typer.Option("--threads", help="Threads inside an operator.", rich_help_panel=HOW)
-]
-Ep = Annotated[
-    str,
-    typer.Option(
-        "--ep",
-        help="Execution provider: cpu, openvino, openvino-plugin, webgpu, qnn, xnnpack, dnnl, "
-        "cuda, tensorrt, directml, coreml, nnapi, acl or armnn.",
-        rich_help_panel=HOW,
-    ),
-]
-EpOption = Annotated[
-    list[str],
-    typer.Option(
-        "--ep-option",
-        metavar="KEY=VALUE",
-        help="An option of the provider. Repeatable.",
-        rich_help_panel=HOW,
-    ),
-]
+Models = Annotated[list[Path] | None, options.argument("MODEL...", "Models, .onnx or .ort files.")]
 Optimization = Annotated[
-    str,
-    typer.Option(
-        "--graph-optimization",
-        help="disable, basic, extended, layout or all.",
-        rich_help_panel=HOW,
-    ),
+    str, option("--graph-optimization", TARGET, "disable, basic, extended, layout or all.")
 ]
 Inputs = Annotated[
     Path | None,
-    typer.Option(
+    option(
         "--inputs",
+        TARGET,
+        "Real inputs by name; random ones where absent.",
         metavar="FILE.npz",
-        readable=False,
-        help="Real inputs by name; random ones where absent.",
-        rich_help_panel=HOW,
     ),
 ]
 Shape = Annotated[
     list[str],
-    typer.Option(
+    option(
         "--shape",
+        TARGET,
+        "The shape of a random input. Repeatable.",
         metavar="NAME=1x3x224x224",
-        help="The shape of a random input. Repeatable.",
-        rich_help_panel=HOW,
     ),
 ]
 Batch = Annotated[
-    str | None,
-    typer.Option(
-        "--batch", metavar="1,8,32", help="Batch sizes, for throughput.", rich_help_panel=HOW
-    ),
+    str | None, option("--batch", TARGET, "Batch sizes, for throughput.", metavar="1,8,32")
 ]
 Runs = Annotated[
     int | None,
-    typer.Option(
+    option(
         "--runs",
+        LONG,
+        "Timed runs of each model; else 50 and more, until the intervals are narrow.",
         min=1,
-        help="Timed runs of each model; else 50 and more, until the intervals are narrow.",
-        rich_help_panel=LONG,
     ),
 ]
 Seconds = Annotated[
     float,
-    typer.Option(
-        "--seconds",
-        min=0,
-        help="The longest that the timed runs of a batch size may take.",
-        rich_help_panel=LONG,
-    ),
+    option("--seconds", LONG, "The longest that the timed runs of a batch size may take.", min=0),
 ]
-Profile = Annotated[
-    bool,
-    typer.Option("--profile", help="Say where the time goes, by layer.", rich_help_panel=SHOWN),
-]
-Mobile = Annotated[
-    bool,
-    typer.Option("--mobile", help="Say what NNAPI and CoreML would take.", rich_help_panel=SHOWN),
-]
-Csv = Annotated[
-    bool,
-    typer.Option("--csv", help="Print the rows as CSV, nothing else.", rich_help_panel=SHOWN),
-]
+Profile = Annotated[bool, option("--profile", SHOWN, "Say where the time goes, by layer.")]
+Mobile = Annotated[bool, option("--mobile", SHOWN, "Say what NNAPI and CoreML would take.")]
+Csv = Annotated[bool, option("--csv", SHOWN, "Print the rows as CSV, nothing else.")]
 Export = Annotated[
     Path | None,
-    typer.Option(
+    option(
         "--export",
+        ELSEWHERE,
+        "Measure nothing: write a folder to carry to another machine.",
         metavar="FOLDER",
-        readable=False,
-        help="Measure nothing: write a folder to carry to another machine.",
-        rich_help_panel=ELSEWHERE,
     ),
 ]
 Import = Annotated[
     list[Path],
-    typer.Option(
+    option(
         "--import",
+        ELSEWHERE,
+        "Show what an exported folder measured, too. Repeatable.",
         metavar="FILE.json",
-        readable=False,
-        help="Show what an exported folder measured, too. Repeatable.",
-        rich_help_panel=ELSEWHERE,
     ),
 ]
 
@@ -135,9 +86,9 @@ Import = Annotated[
 @app.command()
 def bench(
     models: Models = None,
-    threads: Threads = 1,
-    ep: Ep = "cpu",
-    ep_option: EpOption = [],  # noqa: B006  (typer copies it)
+    threads: options.Threads = 1,
+    ep: options.Ep = "cpu",
+    ep_option: options.EpOption = [],  # noqa: B006  (typer copies it)
     graph_optimization: Optimization = "all",
     inputs: Inputs = None,
     shape: Shape = [],  # noqa: B006
@@ -159,7 +110,7 @@ def bench(
     given: dict[str, Any] = {
         "ep": ep,
         "threads": threads,
-        "ep_options": dict(pair("--ep-option", text) for text in ep_option),
+        "ep_options": options.ep_options_of(ep_option),
         "graph_optimization": graph_optimization,
         "inputs": inputs,
         "sizes": dict(sizes(text) for text in shape),
@@ -228,18 +179,6 @@ def _print(
         show(benches.tables(found, every))
         if report is not None:
             show(f"wrote the report to {report}")
-
-
-def pair(option: str, text: str) -> tuple[str, str]:
-    """``KEY=VALUE``.
-
-    Raises:
-        OnnxPruneError: it has no key or no value.
-    """
-    key, _, value = text.partition("=")
-    if not key or not value:
-        raise OnnxPruneError(f"{option} '{text}' can't be read: give KEY=VALUE")
-    return key, value
 
 
 def sizes(text: str) -> tuple[str, tuple[int, ...]]:

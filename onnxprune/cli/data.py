@@ -10,14 +10,13 @@ import typer
 
 from onnxprune.amounts import share
 from onnxprune.cli import options
-from onnxprune.cli.judged import GATES, RECOVERY, TABLE, with_data
+from onnxprune.cli.judged import GATES, RECOVERY, TABLE, data_options
+from onnxprune.cli.options import option
+from onnxprune.cli.shared import sharing
 from onnxprune.cli.shell import app
 from onnxprune.report.console import progress, show
 
-OtherFile = Annotated[
-    Path | None, typer.Argument(metavar="[SMALL]", readable=False, help="The pruned model.")
-]
-Threads = Annotated[int, typer.Option("--threads", help="Threads inside an operator.")]
+OtherFile = Annotated[Path | None, options.argument("[SMALL]", "The pruned model.")]
 
 
 def ratios(text: str) -> tuple[float, ...]:
@@ -31,44 +30,44 @@ def ratios(text: str) -> tuple[float, ...]:
 
 Ratios = Annotated[
     Any,
-    typer.Option(
+    option(
         "--ratios",
+        None,
+        "The shares that are tried (default: 0.1,0.2,...,0.9).",
         parser=ratios,
         metavar="SHARE,...",
-        help="The shares that are tried (default: 0.1,0.2,...,0.9).",
         show_default=False,
     ),
 ]
 Table = Annotated[
     Path | None,
-    typer.Option(
-        "-o",
-        "--output",
-        metavar="FILE.json",
-        readable=False,
-        help="Where to write the trials as they are done, with a .csv beside it; what it holds "
+    option(
+        "-o --output",
+        options.FILES,
+        "Where to write the trials as they are done, with a .csv beside it; what it holds "
         "already is not done again.",
-        rich_help_panel=options.FILES,
+        metavar="FILE.json",
     ),
 ]
-Jobs = Annotated[int, typer.Option("--jobs", help="So many trials at once, each on one thread.")]
+Jobs = Annotated[int, option("--jobs", None, "So many trials at once, each on one thread.")]
 Cluster = Annotated[
     str | None,
-    typer.Option(
+    option(
         "--cluster",
+        None,
+        "Instead, on a cluster: dask://HOST:PORT, or ray (extras dask and ray).",
         metavar="ENGINE",
-        help="Instead, on a cluster: dask://HOST:PORT, or ray (extras dask and ray).",
     ),
 ]
-Recover = Annotated[bool, typer.Option("--recover", help="Recover each trial first; much slower.")]
+Recover = Annotated[bool, option("--recover", None, "Recover each trial first; much slower.")]
 
 
 @app.command()
-@with_data(*GATES, *RECOVERY, *TABLE)
+@sharing(data=data_options(*GATES, *RECOVERY, *TABLE))
 def evaluate(
     model: options.ModelFile,
     small: OtherFile = None,
-    threads: Threads = 1,
+    threads: options.Threads = 1,
     seed: options.Seed = 0,
     json_: options.AsJson = False,
     *,
@@ -88,7 +87,7 @@ def evaluate(
 
 
 @app.command()
-@with_data(*GATES, *RECOVERY, *TABLE)
+@sharing(data=data_options(*GATES, *RECOVERY, *TABLE))
 def sensitivity(
     model: options.ModelFile,
     output: Table = None,

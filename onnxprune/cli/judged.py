@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, get_type_hints
-
-import typer
+from typing import Annotated, Any, Final
 
 from onnxprune.amounts import share
+from onnxprune.cli.options import option
+from onnxprune.cli.shared import Shared
 from onnxprune.errors import OnnxPruneError
 
 DATA: Final = "Data"
@@ -44,34 +42,35 @@ def numbers(text: str) -> tuple[float, ...]:
         ) from error
 
 
-def _option(name: str, help_: str, **how: Any) -> Any:
-    return typer.Option(name, help=help_, rich_help_panel=DATA, **how)
-
-
 PRESETS: Final = "imagenet, inception, clip, raw (0 to 1) or raw255"
 Calibration = Annotated[
     str | None,
-    _option("--calibration", f"Inputs without labels: {SOURCE}; or synthetic.", metavar="SOURCE"),
+    option(
+        "--calibration", DATA, f"Inputs without labels: {SOURCE}; or synthetic.", metavar="SOURCE"
+    ),
 ]
 Samples = Annotated[
     int | None,
-    _option("--samples", "So many of them (default: 384).", show_default=False),
+    option("--samples", DATA, "So many of them (default: 384).", show_default=False),
 ]
 Evaluate = Annotated[
-    str | None, _option("--evaluate", "Inputs with labels, of the same kinds.", metavar="SOURCE")
+    str | None,
+    option("--evaluate", DATA, "Inputs with labels, of the same kinds.", metavar="SOURCE"),
 ]
 Metric = Annotated[
     str | None,
-    _option(
+    option(
         "--metric",
+        DATA,
         "What is evaluated: top1, top5, mse or module:function (default: top1).",
         show_default=False,
     ),
 ]
 MaxDrop = Annotated[
     float | None,
-    _option(
+    option(
         "--max-drop",
+        DATA,
         "By how much the metric may get worse, absolutely: 0.01 or 1%; else exit 1, and no model. "
         "Without a budget: the smallest model that keeps it.",
         parser=share,
@@ -80,32 +79,34 @@ MaxDrop = Annotated[
 ]
 MinFidelity = Annotated[
     float | None,
-    _option(
+    option(
         "--min-fidelity",
+        DATA,
         "What the agreement of every output with the original has to reach: 0.99 or 99%.",
         parser=share,
         metavar="SHARE",
     ),
 ]
-Preset = Annotated[str | None, _option("--preset", f"How pictures are scaled: {PRESETS}.")]
+Preset = Annotated[str | None, option("--preset", DATA, f"How pictures are scaled: {PRESETS}.")]
 Mean = Annotated[
     Any,
-    _option("--mean", "Instead: what is taken off.", parser=numbers, metavar="NUMBER,..."),
+    option("--mean", DATA, "Instead: what is taken off.", parser=numbers, metavar="NUMBER,..."),
 ]
 Std = Annotated[
     Any,
-    _option("--std", "Instead: what it is divided by.", parser=numbers, metavar="NUMBER,..."),
+    option("--std", DATA, "Instead: what it is divided by.", parser=numbers, metavar="NUMBER,..."),
 ]
 Layout = Annotated[
-    str | None, _option("--layout", "NCHW or NHWC, where the model doesn't say.", metavar="LAYOUT")
+    str | None,
+    option("--layout", DATA, "NCHW or NHWC, where the model doesn't say.", metavar="LAYOUT"),
 ]
 Size = Annotated[
     Any,
-    _option("--size", "Height and width of pictures.", parser=size, metavar="HEIGHTxWIDTH"),
+    option("--size", DATA, "Height and width of pictures.", parser=size, metavar="HEIGHTxWIDTH"),
 ]
 NoRecover = Annotated[
     bool,
-    _option("--no-recover", "Don't fit what stays on the calibration inputs."),
+    option("--no-recover", DATA, "Don't fit what stays on the calibration inputs."),
 ]
 PICTURES: Final = {"preset": Preset, "mean": Mean, "std": Std, "layout": Layout, "size": Size}
 SOURCES: Final = {
@@ -117,11 +118,11 @@ SOURCES: Final = {
 GATES: Final = {"max_drop": MaxDrop, "min_fidelity": MinFidelity}
 PerGroupFrom = Annotated[
     Path | None,
-    _option(
+    option(
         "--per-group-from",
+        DATA,
         "Share the budget out by what 'onnxprune sensitivity' wrote.",
         metavar="FILE.json",
-        readable=False,
     ),
 ]
 RECOVERY: Final = {"no_recover": NoRecover}
@@ -129,39 +130,18 @@ TABLE: Final = {"per_group_from": PerGroupFrom}
 OPTIONS: Final = {**SOURCES, **RECOVERY, **GATES, **TABLE, **PICTURES}
 
 
-def with_data(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A command with the options on data in place of its argument ``data``.
-
-    The command gets them as arguments of ``api.prune``: those that were given, alone.
+def data_options(*without: str) -> Shared:
+    """The options on data; the command gets those that were given, as arguments of the library.
 
     Args:
         without: names of options that it does not have.
     """
     options = {name: own for name, own in OPTIONS.items() if name not in without}
-    kind = inspect.Parameter.KEYWORD_ONLY
-    added = [
-        inspect.Parameter(name, kind, default=False if name in RECOVERY else None, annotation=own)
-        for name, own in options.items()
-    ]
-
-    def decorated(command: Callable[..., None]) -> Callable[..., None]:
-        @wraps(command)
-        def run(**given: Any) -> None:
-            found = {name: given.pop(name) for name in options}
-            command(**given, data=arguments(found))
-
-        hints = get_type_hints(command, include_extras=True)
-        own = [p for p in inspect.signature(command).parameters.values() if p.name != "data"]
-        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [*(p.replace(annotation=hints[p.name], kind=kind) for p in own), *added]
-        )
-        run.__annotations__ = {**{p.name: hints[p.name] for p in own}, **options}
-        return run
-
-    return decorated
+    defaults = {name: False if name in RECOVERY else None for name in options}
+    return Shared({name: (own, defaults[name]) for name, own in options.items()}, arguments)
 
 
-def arguments(found: dict[str, Any]) -> dict[str, Any]:
+def arguments(found: Mapping[str, Any]) -> dict[str, Any]:
     """Options that were given, as arguments of the library."""
     given = {name: value for name, value in found.items() if value is not None}
     if given.pop("no_recover", False):

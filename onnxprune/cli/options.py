@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -60,50 +60,26 @@ def ratios_of(texts: Sequence[str]) -> dict[str, float] | None:
     return found or None
 
 
-# Paths are not checked by typer (readable=False): the library says what is wrong with a file.
-BUDGET = "What is pruned (one of --ratio and the budgets; budgets go together)"
-CHOICE = "How it is chosen"
-PROOF = "Proof"
-FILES = "Files and output"
-
-ModelFile = Annotated[
-    Path, typer.Argument(metavar="MODEL", readable=False, help="The model, an .onnx file.")
-]
-SmallFile = Annotated[
-    Path, typer.Argument(metavar="SMALL", readable=False, help="The pruned model.")
-]
-PlanFile = Annotated[
-    Path, typer.Argument(metavar="PLAN", readable=False, help="The plan, a .json file.")
-]
-GivenPlan = Annotated[
-    Path, typer.Option("--plan", readable=False, help="The plan that the model was pruned by.")
-]
-What = Annotated[
-    str, typer.Argument(metavar="VALUE[:AXIS] | GROUP", help="A name that inspect shows.")
-]
-Operator = Annotated[
-    str | None, typer.Argument(metavar="OPERATOR", help="One operator, such as Conv.")
-]
-Missing = Annotated[bool, typer.Option("--missing", help="List what has no rule, and why.")]
-
-Ratio = Annotated[
-    float | None,
-    typer.Option(
-        "--ratio",
-        parser=share,
-        metavar="SHARE",
-        help="Take this share from every group: 0.5 or 50%.",
-        rich_help_panel=BUDGET,
-    ),
-]
+BUDGET: Final = "What is pruned (one of --ratio and the budgets; budgets go together)"
+CHOICE: Final = "How it is chosen"
+TARGET: Final = "What it runs on"
+PROOF: Final = "Proof"
+FILES: Final = "Files and output"
 
 
-def _budget(name: str, what: str, example: str) -> typer.models.OptionInfo:
+def argument(metavar: str, what: str) -> Any:
+    """A positional argument; of a path, the library says what is wrong with it, not typer."""
+    return typer.Argument(metavar=metavar, readable=False, help=what)
+
+
+def option(names: str, panel: str | None, what: str, **how: Any) -> Any:
+    """An option, by its names apart by blanks; paths as of ``argument``."""
+    return typer.Option(*names.split(), help=what, rich_help_panel=panel, readable=False, **how)
+
+
+def _budget(name: str, what: str, example: str) -> Any:
     text = f"The {what} that may remain: a fraction (0.5 or 50%) or an amount ({example})."
-    option: typer.models.OptionInfo = typer.Option(
-        name, parser=amount, metavar="AMOUNT", help=text, rich_help_panel=BUDGET
-    )
-    return option
+    return option(name, BUDGET, text, parser=amount, metavar="AMOUNT")
 
 
 # What an index is worth; docs/criteria.md says more. A test holds this against score.CRITERIA.
@@ -130,154 +106,153 @@ def _criteria() -> str:
     return f"What a channel is worth. {told}. (default: {DEFAULT})"
 
 
+ModelFile = Annotated[Path, argument("MODEL", "The model, an .onnx file.")]
+SmallFile = Annotated[Path, argument("SMALL", "The pruned model.")]
+PlanFile = Annotated[Path, argument("PLAN", "The plan, a .json file.")]
+GivenPlan = Annotated[Path, option("--plan", None, "The plan that the model was pruned by.")]
+What = Annotated[str, argument("VALUE[:AXIS] | GROUP", "A name that inspect shows.")]
+Operator = Annotated[str | None, argument("OPERATOR", "One operator, such as Conv.")]
+Missing = Annotated[bool, option("--missing", None, "List what has no rule, and why.")]
+
+Ratio = Annotated[
+    float | None,
+    option(
+        "--ratio",
+        BUDGET,
+        "Take this share from every group: 0.5 or 50%.",
+        parser=share,
+        metavar="SHARE",
+    ),
+]
 Macs = Annotated[float | None, _budget("--macs", "multiply-accumulates", "300M")]
 Params = Annotated[float | None, _budget("--params", "parameters", "2M")]
 SizeBytes = Annotated[float | None, _budget("--bytes", "bytes of the file", "2MB, 512KiB")]
 PeakBytes = Annotated[
     float | None, _budget("--peak-memory", "bytes of activations alive at once", "8MB")
 ]
-Criterion = Annotated[
-    str | None,
-    typer.Option("--criterion", help=_criteria(), rich_help_panel=CHOICE, show_default=False),
-]
+Criterion = Annotated[str | None, option("--criterion", CHOICE, _criteria(), show_default=False)]
 Scope = Annotated[
     str | None,
-    typer.Option(
+    option(
         "--scope",
-        help="How a budget is shared out. global: the lowest scores of all groups go first "
-        "(the default); uniform: every group loses the same share (the default with "
-        "--calibration); per-group: shares in the proportions of --group-ratio.",
-        rich_help_panel=CHOICE,
+        CHOICE,
+        "How a budget is shared out. global: the lowest scores of all groups go first (the "
+        "default); uniform: every group loses the same share (the default with --calibration); "
+        "per-group: shares in the proportions of --group-ratio.",
         show_default=False,
     ),
 ]
 GroupRatio = Annotated[
     list[str],
-    typer.Option(
+    option(
         "--group-ratio",
+        CHOICE,
+        "With --scope per-group: the ratio of matching groups. Repeatable.",
         metavar="PATTERN=RATIO",
-        help="With --scope per-group: the ratio of matching groups. Repeatable.",
-        rich_help_panel=CHOICE,
     ),
 ]
 Align = Annotated[
     str,
-    typer.Option(
+    option(
         "--align",
+        CHOICE,
+        "Kept counts are multiples of this: what kernels like, or N; 1 is off.",
         parser=alignment,
         metavar="auto|N",
-        help="Kept counts are multiples of this: what kernels like, or N; 1 is off.",
-        rich_help_panel=CHOICE,
     ),
 ]
 MinChannels = Annotated[
-    int,
-    typer.Option(
-        "--min-channels", help="Every group keeps at least so many.", rich_help_panel=CHOICE
-    ),
+    int, option("--min-channels", CHOICE, "Every group keeps at least so many.")
 ]
 MaxRatio = Annotated[
     float | None,
-    typer.Option(
+    option(
         "--max-ratio",
+        CHOICE,
+        "No group loses a larger share under a budget (default: 0.9).",
         parser=share,
         metavar="SHARE",
-        help="No group loses a larger share under a budget (default: 0.9).",
-        rich_help_panel=CHOICE,
         show_default=False,
     ),
 ]
 Include = Annotated[
     list[str],
-    typer.Option(
+    option(
         "--include",
+        CHOICE,
+        "Prune only groups with a matching name or member (* and ?). Repeatable.",
         metavar="PATTERN",
-        help="Prune only groups with a matching name or member (* and ?). Repeatable.",
-        rich_help_panel=CHOICE,
     ),
 ]
 Exclude = Annotated[
     list[str],
-    typer.Option(
-        "--exclude",
-        metavar="PATTERN",
-        help="Leave such groups alone. Repeatable.",
-        rich_help_panel=CHOICE,
-    ),
+    option("--exclude", CHOICE, "Leave such groups alone. Repeatable.", metavar="PATTERN"),
 ]
 ExactOnly = Annotated[
     bool,
-    typer.Option(
+    option(
         "--exact-only",
-        help="Leave groups alone whose removal changes what survives (norm statistics).",
-        rich_help_panel=CHOICE,
+        CHOICE,
+        "Leave groups alone whose removal changes what survives (norm statistics).",
     ),
 ]
-Steps = Annotated[
-    int,
-    typer.Option(
-        "--steps", help="Prune in so many steps, scoring again between.", rich_help_panel=CHOICE
-    ),
-]
-Seed = Annotated[
-    int, typer.Option("--seed", help="For random choices and inputs.", rich_help_panel=PROOF)
-]
+Steps = Annotated[int, option("--steps", CHOICE, "Prune in so many steps, scoring again between.")]
 Rules = Annotated[
     list[str],
-    typer.Option(
+    option(
         "--rule",
+        CHOICE,
+        "A rule for a custom operator: 'my.domain::MyOp=_ c *, c -> _ c *'. Repeatable.",
         metavar="OPERATOR=LINE",
-        help="A rule for a custom operator: 'my.domain::MyOp=_ c *, c -> _ c *'. Repeatable.",
-        rich_help_panel=CHOICE,
     ),
 ]
+
+Ep = Annotated[
+    str,
+    option(
+        "--ep",
+        TARGET,
+        "Execution provider: cpu, openvino, openvino-plugin, webgpu, qnn, xnnpack, dnnl, cuda, "
+        "tensorrt, directml, coreml, nnapi, acl or armnn.",
+    ),
+]
+EpOption = Annotated[
+    list[str],
+    option("--ep-option", TARGET, "An option of the provider. Repeatable.", metavar="KEY=VALUE"),
+]
+Threads = Annotated[int, option("--threads", TARGET, "Threads inside an operator.")]
+
+Seed = Annotated[int, option("--seed", PROOF, "For random choices and inputs.")]
 Inputs = Annotated[
     Path | None,
-    typer.Option(
-        "--inputs",
-        metavar="FILE.npz",
-        readable=False,
-        help="Real inputs by name for the verification.",
-        rich_help_panel=PROOF,
-    ),
+    option("--inputs", PROOF, "Real inputs by name for the verification.", metavar="FILE.npz"),
 ]
-NoVerify = Annotated[
-    bool,
-    typer.Option("--no-verify", help="Skip the proof (the report says so).", rich_help_panel=PROOF),
-]
-Output = Annotated[
-    Path | None,
-    typer.Option(
-        "-o", "--output", readable=False, help="Where to write the model.", rich_help_panel=FILES
-    ),
-]
-WritePlan = Annotated[
-    Path | None,
-    typer.Option(
-        "--plan", readable=False, help="Write the plan here, as JSON.", rich_help_panel=FILES
-    ),
-]
+NoVerify = Annotated[bool, option("--no-verify", PROOF, "Skip the proof (the report says so).")]
+
+Output = Annotated[Path | None, option("-o --output", FILES, "Where to write the model.")]
+WritePlan = Annotated[Path | None, option("--plan", FILES, "Write the plan here, as JSON.")]
 WriteReport = Annotated[
     Path | None,
-    typer.Option(
-        "--report",
-        readable=False,
-        help="Write the report here: .html (extra 'report'), .md or .json.",
-        rich_help_panel=FILES,
-    ),
+    option("--report", FILES, "Write the report here: .html (extra 'report'), .md or .json."),
 ]
-DryRun = Annotated[
-    bool,
-    typer.Option("--dry-run", help="Do and show everything, write nothing.", rich_help_panel=FILES),
-]
-AsJson = Annotated[
-    bool,
-    typer.Option("--json", help="Print the result as JSON, nothing else.", rich_help_panel=FILES),
-]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Print nothing but errors.", rich_help_panel=FILES)
-]
-All = Annotated[
-    bool,
-    typer.Option("--all-groups", "--all", help="Show every row.", rich_help_panel=FILES),
-]
+DryRun = Annotated[bool, option("--dry-run", FILES, "Do and show everything, write nothing.")]
+AsJson = Annotated[bool, option("--json", FILES, "Print the result as JSON, nothing else.")]
+Quiet = Annotated[bool, option("--quiet -q", FILES, "Print nothing but errors.")]
+All = Annotated[bool, option("--all-groups --all", FILES, "Show every row.")]
+
+
+def pair(name: str, text: str) -> tuple[str, str]:
+    """``KEY=VALUE``.
+
+    Raises:
+        OnnxPruneError: it has no key or no value.
+    """
+    key, _, value = text.partition("=")
+    if not key or not value:
+        raise OnnxPruneError(f"{name} '{text}' can't be read: give KEY=VALUE")
+    return key, value
+
+
+def ep_options_of(texts: Sequence[str]) -> dict[str, str]:
+    """Options of a provider, from ``KEY=VALUE``."""
+    return dict(pair("--ep-option", text) for text in texts)

@@ -7,27 +7,25 @@ from typing import Annotated
 
 import typer
 
-from onnxprune.cli import fast, options
-from onnxprune.cli.bench import pair
+from onnxprune.cli import options
+from onnxprune.cli.options import option
 from onnxprune.cli.shell import app
 from onnxprune.report.console import progress, show
 
 KINDS = 5
-Dtype = Annotated[str, typer.Option("--dtype", help="The type of the values: float32 or float16.")]
+Dtype = Annotated[str, option("--dtype", None, "The type of the values: float32 or float16.")]
 Plot = Annotated[
     Path | None,
-    typer.Option("--plot", metavar="FILE.html", readable=False, help="Draw the curves (plotly)."),
+    option("--plot", None, "Draw the curves (plotly).", metavar="FILE.html"),
 ]
-NoCache = Annotated[
-    bool, typer.Option("--no-cache", help="Do not keep what is found for --align auto.")
-]
+NoCache = Annotated[bool, option("--no-cache", None, "Do not keep what is found for --align auto.")]
 
 
 @app.command()
 def probe(
-    ep: fast.Ep = "cpu",
-    ep_option: fast.EpOption = [],  # noqa: B006  (typer copies it)
-    threads: fast.Threads = 1,
+    ep: options.Ep = "cpu",
+    ep_option: options.EpOption = [],  # noqa: B006  (typer copies it)
+    threads: options.Threads = 1,
     dtype: Dtype = "float32",
     plot: Plot = None,
     no_cache: NoCache = False,
@@ -38,14 +36,13 @@ def probe(
 
     if plot is not None:
         steps.check(plot)
-    given = dict(pair("--ep-option", text) for text in ep_option)
     with progress(not json_, KINDS) as tell:
         from onnxprune import api
 
         found = api.probe(
             ep=ep,
             threads=threads,
-            ep_options=given,
+            ep_options=options.ep_options_of(ep_option),
             dtype=dtype,
             keep=not no_cache,
             progress=tell,

@@ -7,10 +7,10 @@ from typing import Any, Final
 import typer
 
 from onnxprune.cli import fast, options
-from onnxprune.cli.bench import pair
-from onnxprune.cli.judged import sources, with_data
+from onnxprune.cli.judged import data_options, sources
+from onnxprune.cli.shared import sharing
 from onnxprune.cli.shell import app
-from onnxprune.cli.targets import Files, check, failures_shown, finish
+from onnxprune.cli.targets import JOB, Job
 from onnxprune.errors import VerificationError
 from onnxprune.report.console import progress, show
 
@@ -20,16 +20,15 @@ TUNING: Final = 4  # more passes with a latency: profile, tune, score and select
 CHOICES: Final = (
     *("ratio", "macs", "params", "size_bytes", "peak_bytes", "latency", "criterion", "scope"),
     *("align", "min_speedup", "force", "ep", "threads"),
-    *("min_channels", "max_ratio", "include", "exclude", "exact_only", "steps", "inputs", "seed"),
+    *("min_channels", "max_ratio", "include", "exclude", "exact_only", "steps", "seed"),
 )
 
 
 @app.command()
-@with_data()
+@sharing(job=JOB, data=data_options())
 def prune(
     ctx: typer.Context,
     model: options.ModelFile,
-    output: options.Output = None,
     ratio: options.Ratio = None,
     macs: options.Macs = None,
     params: options.Params = None,
@@ -38,7 +37,7 @@ def prune(
     latency: fast.Latency = None,
     criterion: options.Criterion = None,
     scope: options.Scope = None,
-    group_ratio: options.GroupRatio = [],  # noqa: B006
+    group_ratio: options.GroupRatio = [],  # noqa: B006  (typer copies it)
     align: options.Align = "auto",
     min_channels: options.MinChannels = 1,
     max_ratio: options.MaxRatio = None,
@@ -46,73 +45,44 @@ def prune(
     exclude: options.Exclude = [],  # noqa: B006
     exact_only: options.ExactOnly = False,
     steps: options.Steps = 1,
-    rule: options.Rules = [],  # noqa: B006
-    ep: fast.Ep = "cpu",
-    ep_option: fast.EpOption = [],  # noqa: B006
-    threads: fast.Threads = 1,
+    ep: options.Ep = "cpu",
+    ep_option: options.EpOption = [],  # noqa: B006
+    threads: options.Threads = 1,
     min_speedup: fast.MinSpeedup = None,
     force: fast.Force = False,
-    inputs: options.Inputs = None,
-    no_verify: options.NoVerify = False,
     seed: options.Seed = 0,
     plan: options.WritePlan = None,
-    report: options.WriteReport = None,
-    dry_run: options.DryRun = False,
-    json_: options.AsJson = False,
-    quiet: options.Quiet = False,
-    every: options.All = False,
     *,
+    job: Job,
     data: dict[str, Any],
 ) -> None:
     """Make a model smaller, and prove that nothing else changed."""
-    files = Files((model, inputs, *sources(data)), output, plan, report, dry_run)
-    check(files, inputs, no_verify)
+    files = job.files((model, *sources(data)), plan)
     given = {name: ctx.params[name] for name in CHOICES if ctx.params[name] is not None}
-    given["per_group"], given["rules"] = options.ratios_of(group_ratio), options.rules_of(rule)
-    given["ep_options"] = dict(pair("--ep-option", text) for text in ep_option)
-    given |= files.outputs() | data
-    bar = progress(not (json_ or quiet), PASSES + 2 * steps + TUNING * (latency is not None))
-    with failures_shown(files, json_, quiet, every), bar as tell:
+    given["per_group"] = options.ratios_of(group_ratio)
+    given["ep_options"] = options.ep_options_of(ep_option)
+    given |= job.given(files) | data
+    passes = PASSES + 2 * steps + TUNING * (latency is not None)
+    with job.progress(files, passes) as tell:
         from onnxprune import api
 
-        found = api.prune(model, verify=not no_verify, progress=tell, **given)[1]
-    finish(found, files, json_, quiet, every)
+        found = api.prune(model, progress=tell, **given)[1]
+    job.printed(found, files)
 
 
 @app.command()
-@with_data("per_group_from")
+@sharing(job=JOB, data=data_options("per_group_from"))
 def apply(
-    model: options.ModelFile,
-    plan: options.PlanFile,
-    output: options.Output = None,
-    rule: options.Rules = [],  # noqa: B006
-    inputs: options.Inputs = None,
-    no_verify: options.NoVerify = False,
-    report: options.WriteReport = None,
-    dry_run: options.DryRun = False,
-    json_: options.AsJson = False,
-    quiet: options.Quiet = False,
-    every: options.All = False,
-    *,
-    data: dict[str, Any],
+    model: options.ModelFile, plan: options.PlanFile, *, job: Job, data: dict[str, Any]
 ) -> None:
     """Replay a plan, on its own model or on a twin with the same names (fp16, QDQ)."""
-    files = Files((model, plan, inputs, *sources(data)), output, None, report, dry_run)
-    check(files, inputs, no_verify)
-    rules = options.rules_of(rule)
-    bar = progress(not (json_ or quiet), PASSES - 1)
-    with failures_shown(files, json_, quiet, every), bar as tell:
+    files = job.files((model, plan, *sources(data)))
+    given = job.given(files) | data
+    with job.progress(files, PASSES - 1) as tell:
         from onnxprune import api
 
-        given: dict[str, Any] = {
-            "inputs": inputs,
-            "rules": rules,
-            "progress": tell,
-            **files.outputs(),
-            **data,
-        }
-        _, found = api.apply(model, plan, verify=not no_verify, **given)
-    finish(found, files, json_, quiet, every)
+        found = api.apply(model, plan, progress=tell, **given)[1]
+    job.printed(found, files)
 
 
 @app.command()

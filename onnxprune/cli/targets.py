@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
+from onnxprune.cli import options
+from onnxprune.cli.options import rules_of
+from onnxprune.cli.shared import Shared
 from onnxprune.errors import GateError, OnnxPruneError
-from onnxprune.report.console import show
+from onnxprune.report.console import progress, show
 
 if TYPE_CHECKING:
     from onnxprune.results import Report
@@ -74,29 +77,74 @@ def check(files: Files, inputs: Path | None, no_verify: bool) -> None:
         writing.check(files.report)
 
 
-def finish(
-    found: Report, files: Files, json_: bool, quiet: bool, every: bool, failed: bool = False
-) -> None:
-    """Print the result, and what was written; of a failure that is the report alone."""
-    from onnxprune.report import tables
+@dataclass(frozen=True)
+class Job:
+    """What the commands that prune have in common: files, proof, and what is printed."""
 
-    if json_:
-        typer.echo(found.to_json(), nl=False)
-    elif not quiet:
-        show(tables.report(found, every))
-        for what, path in files.targets.items():
-            if not files.dry_run and (not failed or path == files.report):
-                show(f"wrote {what} to {path}")
-        if files.dry_run:
-            show("dry run: nothing was written")
+    output: Path | None
+    report: Path | None
+    dry_run: bool
+    inputs: Path | None
+    no_verify: bool
+    rule: list[str]
+    json_: bool
+    quiet: bool
+    every: bool
+
+    def files(self, sources: Sequence[Path], plan: Path | None = None) -> Files:
+        """What is read and written, checked.
+
+        Raises:
+            OnnxPruneError: see ``check``.
+        """
+        files = Files((*sources, self.inputs), self.output, plan, self.report, self.dry_run)
+        check(files, self.inputs, self.no_verify)
+        return files
+
+    def given(self, files: Files) -> dict[str, Any]:
+        """The arguments of the library that these options are."""
+        rules = rules_of(self.rule)
+        own = {"verify": not self.no_verify, "inputs": self.inputs, "rules": rules}
+        return own | files.outputs()
+
+    def printed(self, found: Report, files: Files, failed: bool = False) -> None:
+        """Print the result, and what was written; of a failure that is the report alone."""
+        from onnxprune.report import tables
+
+        if self.json_:
+            typer.echo(found.to_json(), nl=False)
+        elif not self.quiet:
+            show(tables.report(found, self.every))
+            for what, path in files.targets.items():
+                if not files.dry_run and (not failed or path == files.report):
+                    show(f"wrote {what} to {path}")
+            if files.dry_run:
+                show("dry run: nothing was written")
+
+    @contextmanager
+    def progress(self, files: Files, passes: int) -> Iterator[Callable[[str], None] | None]:
+        """A bar; what was tried is printed where a proof or a gate fails, before the error."""
+        bar = progress(not (self.json_ or self.quiet), passes)
+        try:
+            with bar as tell:
+                yield tell
+        except GateError as error:
+            if error.report is not None:
+                self.printed(error.report, files, failed=True)
+            raise
 
 
-@contextmanager
-def failures_shown(files: Files, json_: bool, quiet: bool, every: bool) -> Iterator[None]:
-    """Print what was tried where the verification or a gate fails, before the error goes on."""
-    try:
-        yield
-    except GateError as error:
-        if error.report is not None:
-            finish(error.report, files, json_, quiet, every, failed=True)
-        raise
+JOB: Final = Shared(
+    {
+        "rule": (options.Rules, []),
+        "inputs": (options.Inputs, None),
+        "no_verify": (options.NoVerify, False),
+        "output": (options.Output, None),
+        "report": (options.WriteReport, None),
+        "dry_run": (options.DryRun, False),
+        "json_": (options.AsJson, False),
+        "quiet": (options.Quiet, False),
+        "every": (options.All, False),
+    },
+    lambda given: Job(**given),
+)

@@ -179,7 +179,7 @@ def _factors(site: Site, count: int) -> list[float | None]:
     """The stated scale of each axis; 1 where sizes are stated instead, None where unknown."""
     if "scales" in site.node.attributes:
         return list(site.node.attributes["scales"])
-    operand = 2 if site.model.opset > 10 and site.node.op == "Resize" else 1
+    operand = 2 if site.model.opset > 10 else 1  # behind the region of interest, since it is there
     if not site.has(operand) or site.shape(operand) == (0,):
         return [1.0] * count
     values = site.sample.constants.get(site.node.inputs[operand])

@@ -1,0 +1,237 @@
+"""What is chosen is carried out: shrink, recover, prove, judge, report, write."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from onnxprune import explaining, files, mobile
+from onnxprune.arena import arena
+from onnxprune.axes import Mask
+from onnxprune.choosing import ANY_SPEED
+from onnxprune.coupling import Coupling
+from onnxprune.environment import command, environment
+from onnxprune.errors import GateError, RunError, VerificationError
+from onnxprune.judging import judge_of
+from onnxprune.model import Array, Model
+from onnxprune.passes.recover import Recovery, recover
+from onnxprune.passes.score import merge_weights, merges
+from onnxprune.passes.shrink import shrink
+from onnxprune.passes.verify import verify
+from onnxprune.plan import Plan
+from onnxprune.results import Pace, Report
+from onnxprune.run import Run, given_inputs, timed_on
+from onnxprune.runtime import Feeds
+from onnxprune.speed import Speed, measured, must_be_faster
+from onnxprune.tuning import Tuned
+from onnxprune.verdict import Verification
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was chosen, and how."""
+
+    keep: dict[int, Mask]
+    plan: Plan
+    settings: dict[str, Any]
+    notes: tuple[str, ...]
+    speed: Speed = ANY_SPEED
+    tuned: Tuned | None = None
+
+
+def finish(
+    run: Run,
+    coupling: Coupling,
+    made: Made,
+    target: Path | None,
+    feeds: Sequence[Feeds] | None,
+) -> tuple[Any, Report]:
+    """Shrink, recover, prove, judge, write."""
+    seed = int(made.settings.get("seed", run.data.seed))
+    proto, values, fitted = _smaller(run, coupling, made, feeds, seed)
+    pace = _paced(run, coupling, proto, made)
+    verification, failure = _proved(run, coupling, made.keep, proto, values, seed)
+    notes = [*made.notes, *fitted.notes]
+    if made.plan.recovered and not (feeds and made.keep):
+        notes.append("the plan's model was recovered, which a plan does not carry: --calibration")
+    if verification is None:
+        notes.append("not verified: the proof was switched off")
+    elif "peak_bytes" in made.settings:
+        notes += _arenas(run, coupling.model, proto)
+    plan = made.plan.model_copy(update={"recovered": tuple(sorted(fitted.values))})
+    made = replace(made, plan=plan, notes=tuple(notes))
+    report = _reported(run, coupling, made, verification, fitted, pace)
+    if failure is not None:
+        _write(run, report, None, None)
+        raise VerificationError(failure, report)
+    _fast_enough(run, pace, made.speed, report)
+    report = _judged(run, coupling, proto, report)
+    _write(run, report, plan, None if target is None else (proto, target, coupling.model))
+    if target is None:
+        proto = files.with_data(proto, coupling.model.folder)
+    return _like(run.source, proto), report
+
+
+def _smaller(
+    run: Run, coupling: Coupling, made: Made, feeds: Sequence[Feeds] | None, seed: int
+) -> tuple[onnx.ModelProto, dict[str, Array] | None, Recovery]:
+    """The pruned model, what its parameters are where they are not the original's, and the fit."""
+    keep, values = made.keep, merged_values(coupling, made.keep, made.plan)
+    with run.step("shrink"):
+        proto = shrink(coupling, keep, values)
+    if not feeds or not keep:
+        return proto, values, Recovery({}, ())
+    with run.step("recover") as tell:
+        fitted = recover(coupling, keep, proto, feeds, values=values, seed=seed, progress=tell)
+    values = {**(values or {}), **fitted.values}
+    return shrink(coupling, keep, values), values, fitted
+
+
+def _reported(
+    run: Run,
+    coupling: Coupling,
+    made: Made,
+    verification: Verification | None,
+    fitted: Recovery,
+    pace: Pace | None,
+) -> Report:
+    """The report of what was made, before data judges it."""
+    latency = made.tuned.latency if made.tuned is not None else None
+    before, after, rows = explaining.costs(coupling, made.keep, latency)
+    return Report(
+        name=coupling.model.name,
+        settings={**made.settings, **run.data.settings()},
+        before=before,
+        after=after,
+        groups=rows,
+        verification=verification,
+        seconds=run.seconds,
+        notes=(*run.notes, *made.notes, *run.data.notes),
+        plan=made.plan,
+        inputs=explaining.input_shapes(coupling),
+        recovery=fitted.layers,
+        pace=pace,
+        frozen=explaining.frozen_rows(coupling),
+        sensitivity=None if run.sensitivity is None else run.sensitivity.to_dict(),
+        environment=environment(),
+        command=command(),
+    )
+
+
+def _fast_enough(run: Run, pace: Pace | None, speed: Speed, report: Report) -> None:
+    """Let the gate on speed say no, if it has to; the report is written then, and nothing else."""
+    try:
+        if pace is not None:
+            must_be_faster(pace, speed)
+    except GateError as gate:
+        _write(run, report, None, None)
+        raise GateError(str(gate), report) from gate
+
+
+def _paced(run: Run, coupling: Coupling, proto: onnx.ModelProto, made: Made) -> Pace | None:
+    """How fast the result is, where that counts."""
+    pace, speed = made.tuned.pace if made.tuned is not None else None, made.speed
+    if pace is None and speed.min_speedup is not None:
+        feeds = timed_on(run, coupling.model, 0)
+        with run.step("measure"):
+            pace = measured(coupling.model, proto, feeds, speed.target)
+    return pace
+
+
+def _arenas(run: Run, model: Model, proto: onnx.ModelProto) -> list[str]:
+    """What ONNX Runtime takes for activations before and after, where it tells."""
+    feeds = timed_on(run, model, 0)
+    try:
+        before, after = (arena(p, model.folder, feeds) for p in (model.proto, proto))
+    except RunError:
+        return []
+    return [
+        f"ONNX Runtime's CPU provider plans {after.planned_bytes} bytes for activations, "
+        f"{before.planned_bytes} before: it fuses nodes, pads channels and lays values out anew, "
+        "which the counted peak does not"
+    ]
+
+
+def _proved(
+    run: Run,
+    coupling: Coupling,
+    keep: dict[int, Mask],
+    proto: onnx.ModelProto,
+    values: dict[str, Array] | None,
+    seed: int,
+) -> tuple[Verification | None, str | None]:
+    """What the oracle says, where it is asked; and why it says no, where it does."""
+    if not run.verify:
+        return None, None
+    with run.step("verify"):
+        given = given_inputs(run.inputs, coupling.model)
+        found = verify(coupling, keep, proto, inputs=given, seed=seed, values=values)
+    failed = not found.ok or (keep and found.blind)
+    return found, found.summary() if failed else None
+
+
+def _judged(run: Run, coupling: Coupling, proto: onnx.ModelProto, report: Report) -> Report:
+    """The report with what data says of the result.
+
+    Raises:
+        GateError: a gate says no; the report is written.
+    """
+    if not run.data.given:
+        return report
+    with run.step("judge"):
+        found = judge_of(coupling.model, run.data).judge(proto)
+    report = replace(report, fidelity=found.fidelity, evaluation=found.evaluation)
+    refused = found.refused(run.data)
+    if refused is not None:
+        _write(run, report, None, None)
+        raise GateError(refused, report)
+    return report
+
+
+def _write(
+    run: Run,
+    report: Report,
+    plan: Plan | None,
+    model: tuple[onnx.ModelProto, Path, Model] | None,
+) -> None:
+    """Write the model, the plan and the report: all or none; of a failure the report alone."""
+    with files.together() as write:
+        if model is not None:
+            proto, target, original = model
+            with run.step("write"):
+                if target.suffix == mobile.ORT_FORMAT:
+                    mobile.write_ort(proto, original.folder, target, write)
+                else:
+                    files.save(proto, target, original.folder, original.proto, write)
+        with files.together() as beside:  # these are renamed before the model is
+            if run.plan_output is not None and plan is not None:
+                beside(Path(run.plan_output), _text(plan.to_json()))
+            if run.report_output is not None:
+                beside(Path(run.report_output), _text(run.report_text(report)))
+
+
+def _text(text: str) -> files.Fill:
+    return lambda path: path.write_text(text, encoding="utf-8")
+
+
+def merged_values(
+    coupling: Coupling, keep: Mapping[int, Mask], plan: Plan
+) -> dict[str, Array] | None:
+    """The values of the parameters that take over what removed near-copies did."""
+    if plan.merge_seed is None:
+        return None
+    return merge_weights(coupling, merges(coupling, keep, plan.merge_seed))
+
+
+def _like(source: Any, proto: onnx.ModelProto) -> Any:
+    """The result in the kind that the caller gave."""
+    if isinstance(source, str | os.PathLike | onnx.ModelProto | Model):
+        return proto
+    import onnx_graphsurgeon as gs
+
+    return gs.import_onnx(proto)
