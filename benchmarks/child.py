@@ -3,9 +3,10 @@
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 class Report:
@@ -34,6 +35,20 @@ class Report:
     def write(self, path: Path) -> None:
         """Write everything as JSON."""
         path.write_text(json.dumps(vars(self), sort_keys=True), encoding="utf-8")
+
+
+def do_jobs(folder: Path, run: Callable[[dict[str, Any]], None]) -> None:
+    """Do all of FOLDER/jobs.json; each adds a line to FOLDER/done.jsonl, with what it died of."""
+    with (folder / "done.jsonl").open("w", encoding="utf-8") as done:
+        for job in json.loads((folder / "jobs.json").read_text("utf-8")):
+            start, error = time.process_time(), ""
+            try:
+                run(job)
+            except Exception as reason:  # noqa: BLE001 - whatever it dies of is its result
+                error = f"{type(reason).__name__}: {reason}"[:300]
+            line = {"file": job["file"], "error": error, "cpu_s": time.process_time() - start}
+            done.write(json.dumps(line) + "\n")
+            done.flush()
 
 
 def peak_rss_mb() -> float:

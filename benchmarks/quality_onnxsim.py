@@ -13,8 +13,6 @@ Gemm towards the original's activations. None refits a convolution.
 """
 
 import argparse
-import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,7 @@ import numpy as np
 import onnx
 import onnxsim
 
-from benchmarks.child import Report
+from benchmarks.child import Report, do_jobs
 
 BATCH = 64
 Batches = list[dict[str, Any]]
@@ -51,18 +49,12 @@ def main() -> None:
     report = Report()
     report.details["version"] = onnxsim.__version__
     original = onnxsim.simplify(onnx.load(wanted.folder / "net.onnx"))[0]
-    with (wanted.folder / "done.jsonl").open("w", encoding="utf-8") as done:
-        for given in json.loads((wanted.folder / "jobs.json").read_text("utf-8")):
-            job = Job(**given)
-            start = time.process_time()
-            try:
-                onnx.save(run(original, job, wanted.folder), wanted.folder / job.file)
-                error = ""
-            except Exception as reason:  # noqa: BLE001 - whatever it dies of is its result
-                error = f"{type(reason).__name__}: {reason}"[:300]
-            line = {"file": job.file, "error": error, "cpu_s": time.process_time() - start}
-            done.write(json.dumps(line) + "\n")
-            done.flush()
+
+    def done(given: dict[str, Any]) -> None:
+        job = Job(**given)
+        onnx.save(run(original, job, wanted.folder), wanted.folder / job.file)
+
+    do_jobs(wanted.folder, done)
     report.write(wanted.report)
 
 

@@ -1,6 +1,6 @@
 """Trained models that packages ship, before and after pruning: their tasks, and fidelity.
 
-    python benchmarks/export_trained.py benchmarks/work/exported   # MiniLM and MTCNN; see its head
+    python -m benchmarks.export_trained benchmarks/work/exported   # MiniLM and MTCNN; see its head
     python -m benchmarks.quality_shipped                           # what is not measured yet
     python -m benchmarks.quality_shipped --only magika --ours l2
 

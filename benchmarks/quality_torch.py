@@ -13,8 +13,6 @@ own Hessian forgets all samples but the last (its counter asks for a name, and s
 
 import argparse
 import copy
-import json
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +25,7 @@ import torch_pruning
 from torch.nn import functional
 
 from benchmarks import cifar
-from benchmarks.child import Report
+from benchmarks.child import Report, do_jobs
 from benchmarks.nets import CLASSES, NETS, SIDE, Encoder, Inverted, Residual
 from benchmarks.rival_torch import heads_of, mend
 from benchmarks.train import augmented, export
@@ -78,18 +76,7 @@ def main() -> None:
     net.load_state_dict(torch.load(wanted.folder / "net.pt"))
     net.eval()
     export(net, wanted.folder / "base.onnx")
-    with (wanted.folder / "done.jsonl").open("w", encoding="utf-8") as done:
-        for given in json.loads((wanted.folder / "jobs.json").read_text("utf-8")):
-            job = Job(**given)
-            start = time.process_time()
-            try:
-                run(net, job, wanted.folder)
-                error = ""
-            except Exception as reason:  # noqa: BLE001 - whatever it dies of is its result
-                error = f"{type(reason).__name__}: {reason}"[:300]
-            line = {"file": job.file, "error": error, "cpu_s": time.process_time() - start}
-            done.write(json.dumps(line) + "\n")
-            done.flush()
+    do_jobs(wanted.folder, lambda given: run(net, Job(**given), wanted.folder))
     report.write(wanted.report)
 
 

@@ -328,5 +328,5 @@ def heads(paths: list[Path]) -> Array:
 def _exported(name: str) -> Path:
     path = EXPORTED / name
     if not path.exists():
-        sys.exit(f"{path} is not there: run benchmarks/export_trained.py {EXPORTED} first")
+        sys.exit(f"{path} is not there: run python -m benchmarks.export_trained {EXPORTED} first")
     return path

@@ -58,11 +58,11 @@ _HOMES = {
             "prune",
             "register_rule",
             "save",
+            "sensitivity",
             "verify",
         ),
         "onnxprune.api",
     ),
-    **dict.fromkeys(("sensitivity", "verify"), "onnxprune.api"),
 }
 
 __all__ = [

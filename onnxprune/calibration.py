@@ -44,62 +44,6 @@ class Batches(Sequence[tuple[Feeds, Array]]):
         return check_inputs(feeds, self.form.model), labels
 
 
-def load_samples(
-    source: Source,
-    model: Model,
-    *,
-    samples: int = SAMPLES,
-    seed: int = 0,
-    batch: int | None = None,
-    preset: str | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    layout: str | None = None,
-    size: tuple[int, int] | None = None,
-) -> tuple[Feeds, ...]:
-    """Batches of feeds without labels.
-
-    Args:
-        source: see above.
-        model: the model that they are for.
-        samples: at most so many; of files and folders a random choice, of functions the first.
-        seed: of that choice, and of the order.
-        batch: samples of a batch; chosen where None.
-        preset, mean, std, layout, size: of pictures; see ``onnxprune.pictures.Pictures``.
-
-    Raises:
-        OnnxPruneError: the source can't be read, or does not fit the model.
-    """
-    how = Pictures(preset, mean, std, layout, size)
-    found = batches(source, model, how, samples=samples, seed=seed, batch=batch)
-    return tuple(feeds for feeds, _ in found)
-
-
-def load_labelled(
-    source: Source,
-    model: Model,
-    *,
-    samples: int | None = None,
-    seed: int = 0,
-    batch: int | None = None,
-    preset: str | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    layout: str | None = None,
-    size: tuple[int, int] | None = None,
-) -> Labelled:
-    """Batches of feeds with their labels, read when they are asked for; arguments as above.
-
-    Args:
-        samples: at most so many; all, in their own order, where None.
-
-    Raises:
-        OnnxPruneError: the source can't be read, does not fit the model, or has no labels.
-    """
-    how = Pictures(preset, mean, std, layout, size)
-    return batches(source, model, how, samples=samples, seed=seed, batch=batch, labels=True)
-
-
 def batches(
     source: Source,
     model: Model,
@@ -110,7 +54,21 @@ def batches(
     batch: int | None = None,
     labels: bool = False,
 ) -> Batches:
-    """Batches of feeds and labels; see ``load_samples``."""
+    """Batches of feeds and labels, read when they are asked for.
+
+    Args:
+        source: see above.
+        model: the model that they are for.
+        how: how pictures become inputs.
+        samples: at most so many; of files and folders a random choice, of functions the first;
+            all, in their own order, where None.
+        seed: of that choice, and of the order.
+        batch: samples of a batch; chosen where None.
+        labels: whether there are labels.
+
+    Raises:
+        OnnxPruneError: the source can't be read, does not fit the model, or has no labels.
+    """
     if samples is not None and samples < 1:
         raise OnnxPruneError(f"samples is {samples}: it must be at least 1")
     if batch is not None and batch < 1:

@@ -9,18 +9,35 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from onnxprune.calibration import BATCH, BATCHES, load_labelled, load_samples
+from onnxprune.calibration import BATCH, BATCHES, Labelled, batches
 from onnxprune.errors import OnnxPruneError
 from onnxprune.files import load
 from onnxprune.model import Model
 from onnxprune.pictures import Pictures
-from onnxprune.sources import Form
+from onnxprune.runtime import Feeds
+from onnxprune.sources import Form, Source
 from onnxprune.synthetic import pictures_like, synthetic_samples
 from tests import tiny
 from tests.graphs import model, node
 
 Array = NDArray[Any]
 COUNT = 40
+
+
+def load_labelled(source: Source, model: Model, **how: Any) -> Labelled:
+    """Batches with labels: all of them, in their own order."""
+    return _loaded(source, model, labels=True, **{"samples": None, **how})
+
+
+def load_samples(source: Source, model: Model, **how: Any) -> tuple[Feeds, ...]:
+    """Batches without labels."""
+    return tuple(feeds for feeds, _ in _loaded(source, model, **how))
+
+
+def _loaded(source: Source, model: Model, **how: Any) -> Labelled:
+    names = vars(Pictures())
+    pictures = Pictures(**{name: how.pop(name) for name in [*how] if name in names})
+    return batches(source, model, pictures, **how)
 
 
 @pytest.fixture(autouse=True)
