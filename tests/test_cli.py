@@ -32,6 +32,7 @@ from onnxprune.plan import read_plan
 from onnxprune.report import console, tables
 from onnxprune.report.examples import EXAMPLES, examples
 from onnxprune.rules import BUILT_IN
+from onnxprune.rules.frozen import FROZEN
 from onnxprune.verdict import Check, Verification
 from tests import tiny
 
@@ -455,12 +456,21 @@ def test_the_rule_table() -> None:
     assert "n c *" in run("rules", "globalaveragepool").stdout
     assert "computed" in run("rules", "ai.onnx::Conv").stdout
     assert "com.microsoft::Gelu" in run("rules", "Gelu").stdout
-    missing = run("rules", "--missing").stdout
-    assert "NonZero" in missing
-    assert "it picks at run time" in missing
-    assert "BatchNormalization" not in missing
+    frozen = run("rules", "--frozen").stdout
+    assert "NonZero" in frozen
+    assert "it picks at run time" in frozen
+    assert "BatchNormalization" not in frozen
+    assert "exclude each other" in run("rules", "--frozen", "--missing", code=2).stderr
     rows = json.loads(run("rules", "NonZero", "--json").stdout)
     assert [(row["op"], row["state"]) for row in rows] == [("NonZero", "frozen")]
+
+
+def test_every_operator_has_a_rule_or_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("rules", "--missing").stdout == ""
+    monkeypatch.delitem(FROZEN, "NonZero")
+    shown = run("rules", "--missing").stdout
+    assert "NonZero" in shown
+    assert "What has no rule is kept whole" in shown
 
 
 def test_rules_shows_what_a_computed_rule_gives() -> None:

@@ -51,6 +51,7 @@ def explain(
 @app.command()
 def rules(
     operator: options.Operator = None,
+    frozen: options.Frozen = False,
     missing: options.Missing = False,
     json_: options.AsJson = False,
 ) -> None:
@@ -59,6 +60,8 @@ def rules(
     from onnxprune.report.examples import examples
     from onnxprune.report.operators import operators
 
+    if frozen and missing:
+        raise OnnxPruneError("--frozen and --missing exclude each other")
     rows = operators()
     if operator is not None:
         wanted = operator.removeprefix("ai.onnx::").lower()
@@ -66,7 +69,7 @@ def rules(
         if not rows:
             raise OnnxPruneError(
                 f"there is no operator '{operator}': 'onnxprune rules' and 'onnxprune rules "
-                "--missing' list those of ai.onnx and com.microsoft"
+                "--frozen' list those of ai.onnx and com.microsoft"
             )
         rows = tuple(replace(row, examples=examples(row.op)) for row in rows)
     if json_:
@@ -74,4 +77,6 @@ def rules(
     elif operator is not None:
         show("\n".join(tables.operator(row) for row in rows))
     else:
-        show(tables.operators(rows, missing))
+        state = "frozen" if frozen else "missing" if missing else "covered"
+        for part in tables.operators(rows, state):
+            show(part)

@@ -112,7 +112,11 @@ PlanFile = Annotated[Path, argument("PLAN", "The plan, a .json file.")]
 GivenPlan = Annotated[Path, option("--plan", None, "The plan that the model was pruned by.")]
 What = Annotated[str, argument("VALUE[:AXIS] | GROUP", "A name that inspect shows.")]
 Operator = Annotated[str | None, argument("OPERATOR", "One operator, such as Conv.")]
-Missing = Annotated[bool, option("--missing", None, "List what has no rule, and why.")]
+Frozen = Annotated[bool, option("--frozen", None, "List what is frozen on purpose, and why.")]
+Missing = Annotated[
+    bool,
+    option("--missing", None, "List what has neither a rule nor a reason; nothing, if all do."),
+]
 
 Ratio = Annotated[
     float | None,

@@ -282,24 +282,25 @@ def _uncovered(found: Mapping[str, str]) -> list[RenderableType]:
     return ["", title, *(f"  {op}: {why}" for op, why in sorted(found.items()))]
 
 
-def operators(rows: Sequence[OperatorRow], missing: bool = False) -> RenderableType:
-    """The rule table, or what it lacks; with the share that is covered."""
-    listed = table("operator", "what it does with axes" if not missing else "why not", left=2)
-    for row in rows:
-        if (row.state != "covered") == missing:
-            listed.add_row(row.op, row.says)
+def operators(rows: Sequence[OperatorRow], state: str = "covered") -> list[RenderableType]:
+    """The operators of a state; of those covered with the share. Of no operators, nothing."""
+    wanted = [row for row in rows if row.state == state]
+    if not wanted:
+        return []
+    listed = table("operator", "what it does with axes" if state == "covered" else "why", left=2)
+    for row in wanted:
+        listed.add_row(row.op, row.says)
+    if state == "missing":
+        kept = "What has no rule is kept whole, and so is all that it touches."
+        return [listed, "", kept]
+    if state == "frozen":
+        return [listed]
     lines = []
     for domain in dict.fromkeys(row.domain for row in rows):
         own = [row.state for row in rows if row.domain == domain]
         covered, frozen = own.count("covered"), own.count("frozen")
         lines.append(f"{domain}: {covered} of {len(own)} operators covered, {frozen} frozen")
-    if "missing" in {row.state for row in rows}:
-        lines.append(
-            "What has no rule is kept whole, and so is all that it touches: it breaks nothing, and "
-            "prunes nothing."
-        )
-    hint = [] if missing else ["onnxprune rules --missing lists the others, and why"]
-    return Group(listed, "", *lines, *hint)
+    return [listed, "", *lines, "onnxprune rules --frozen lists those, and why"]
 
 
 def operator(row: OperatorRow) -> str:
