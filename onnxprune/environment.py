@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +25,16 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:  # a folder on the path, never installed
         return "unknown"
+
+
+def free_bytes() -> int | None:
+    """The memory that this machine can still give; None where it doesn't say (not Linux)."""
+    try:
+        text = Path("/proc/meminfo").read_text("ascii")
+    except OSError:
+        return None
+    found = re.search(r"^MemAvailable:\s+(\d+) kB$", text, re.MULTILINE)
+    return None if found is None else 1024 * int(found[1])
 
 
 def command() -> str:

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import external_data_helper, inliner, numpy_helper
+from onnx import inliner
 
 from onnxprune import shapes, views
 from onnxprune.errors import BadModelError, OnnxPruneError
-from onnxprune.model import Model, itemsize
+from onnxprune.model import Model
+from onnxprune.outside import Sink, blocks, location, outside_bytes, rename, stays_inside
 from onnxprune.rules import Row
 
 PROTOBUF_LIMIT: Final = 2**31 - 2**20
-INLINE_BYTES: Final = 1024  # smaller tensors stay in the protobuf
-PAGE_BYTES: Final = 4096  # tensors start at pages, so that they can be mapped
-BLOCK_BYTES: Final = 2**24
+LARGE: Final = 2**29  # bytes outside the protobuf from which on a model is never held whole
 
 Fill = Callable[[Path], object]
 Write = Callable[[Path, Fill], None]
@@ -66,10 +64,10 @@ def check_proto(proto: onnx.ModelProto, name: str, folder: Path | None) -> None:
     for tensor in proto.graph.initializer:
         if not shapes.is_external(tensor):
             continue
-        location = external_data_helper.ExternalDataInfo(tensor).location
-        if folder is None or not (folder / location).is_file():
+        place = location(tensor)
+        if folder is None or not (folder / place).is_file():
             raise BadModelError(
-                f"'{name}' keeps tensor '{tensor.name}' in '{location}', which is not "
+                f"'{name}' keeps tensor '{tensor.name}' in '{place}', which is not "
                 f"beside it: put the data file into {folder or 'the folder of the model'}"
             )
 
@@ -126,7 +124,8 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _umask() -> int:
+def umask() -> int:
+    """What the permissions of new files lack."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
@@ -159,8 +158,8 @@ def together() -> Iterator[Write]:
     temporaries: dict[Path, Path] = {}
 
     def write(path: Path, fill: Fill) -> None:
-        with _explained(path):
-            mode = path.stat().st_mode if path.exists() else 0o666 & ~_umask()
+        with explained(path):
+            mode = path.stat().st_mode if path.exists() else 0o666 & ~umask()
             handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
             os.close(handle)
             temporaries[path] = Path(name)
@@ -170,7 +169,7 @@ def together() -> Iterator[Write]:
     try:
         yield write
         for path, temporary in temporaries.items():
-            with _explained(path):
+            with explained(path):
                 temporary.replace(path)
     except BaseException:
         for temporary in temporaries.values():
@@ -179,7 +178,8 @@ def together() -> Iterator[Write]:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
+    """Turn what the system says of a file that can't be written into one sentence."""
     try:
         yield
     except OSError as error:
@@ -192,6 +192,7 @@ def save(
     folder: Path | None = None,
     like: onnx.ModelProto | None = None,
     write: Write | None = None,
+    sink: Sink | None = None,
 ) -> list[Path]:
     """Write a model atomically: to a temporary file first, then renamed.
 
@@ -205,6 +206,8 @@ def save(
         folder: where the external data lies that the model refers to.
         like: the model that it was made from: no file of that is overwritten.
         write: from ``together``, where other files are to appear with it.
+        sink: the data file that holds all of its tensors already: it is moved, and ``proto`` will
+            refer to where it is then.
 
     Returns:
         the files that were written.
@@ -215,7 +218,7 @@ def save(
     """
     if write is None:
         with together() as own:
-            return save(proto, path, folder, like, own)
+            return save(proto, path, folder, like, own, sink)
     if not path.parent.is_dir():
         raise OnnxPruneError(f"'{path}' can't be written: there is no folder '{path.parent}'")
     places = _places(proto) | (_places(like) if like is not None else set())
@@ -226,8 +229,14 @@ def save(
     if not outside:
         write(path, lambda p: p.write_bytes(proto.SerializeToString()))
         return [path]
-    light = onnx.ModelProto()
-    write(data, lambda p: _write_data(proto, light, p, data.name, folder))
+    if sink is None:
+        light = onnx.ModelProto()
+        write(data, lambda p: _write_data(proto, light, p, folder))
+    else:
+        light = proto
+        write(data, sink.move)
+    for tensor in light.graph.initializer:
+        rename(tensor, data.name)
     write(path, lambda p: p.write_bytes(light.SerializeToString()))
     return [path, data]
 
@@ -235,71 +244,56 @@ def save(
 def _places(proto: onnx.ModelProto) -> set[str]:
     """The files that a model keeps tensors in, as it names them."""
     outside = (t for t in proto.graph.initializer if shapes.is_external(t))
-    return {external_data_helper.ExternalDataInfo(tensor).location for tensor in outside}
+    return {location(tensor) for tensor in outside}
 
 
 def _write_data(
-    proto: onnx.ModelProto, light: onnx.ModelProto, path: Path, name: str, folder: Path | None
+    proto: onnx.ModelProto, light: onnx.ModelProto, path: Path, folder: Path | None
 ) -> None:
     """Write the larger tensors to a data file, and the model that refers to it into ``light``."""
     copy_fields(light, proto, {"graph"})
     copy_fields(light.graph, proto.graph, {"initializer"})
-    with path.open("wb") as file:
+    with closing(Sink(path)) as own:
         for tensor in proto.graph.initializer:
-            if _stays_inside(tensor):
+            if stays_inside(tensor):
                 light.graph.initializer.append(tensor)
                 _read_in(light.graph.initializer[-1], folder)
-                continue
-            entry = light.graph.initializer.add(name=tensor.name, data_type=tensor.data_type)
-            entry.dims.extend(tensor.dims)
-            entry.doc_string = tensor.doc_string
-            entry.metadata_props.extend(tensor.metadata_props)
-            file.write(b"\0" * (-file.tell() % PAGE_BYTES))
-            offset = file.tell()
-            for block in _blocks(tensor, folder):
-                file.write(block)
-            entry.data_location = onnx.TensorProto.EXTERNAL
-            places = {"location": name, "offset": offset, "length": file.tell() - offset}
-            for key, value in places.items():
-                entry.external_data.add(key=key, value=str(value))
+            else:
+                light.graph.initializer.append(own.put(tensor, blocks(tensor, folder)))
 
 
-def _stays_inside(tensor: onnx.TensorProto) -> bool:
-    """Whether a tensor is better off in the protobuf; strings must be."""
-    if shapes.is_external(tensor):
-        return _outside_bytes(tensor) < INLINE_BYTES
-    packed = not views.itemsize_is_whole(tensor) and not tensor.HasField("raw_data")
-    return packed or tensor.ByteSize() < INLINE_BYTES
+def data_bytes(proto: onnx.ModelProto) -> int:
+    """How many bytes of tensors lie outside the protobuf."""
+    return sum(map(outside_bytes, filter(shapes.is_external, proto.graph.initializer)))
 
 
-def _blocks(tensor: onnx.TensorProto, folder: Path | None) -> Iterator[bytes]:
-    """The bytes of a tensor, a block at a time."""
-    if not shapes.is_external(tensor):
-        yield tensor.raw_data or numpy_helper.to_array(tensor).tobytes()
+@contextmanager
+def sink_of(model: Model, target: Path | None) -> Iterator[Sink | None]:
+    """A data file beside the target for the tensors of a large model; None for any other.
+
+    It is gone at the end, unless ``save`` has moved it.
+
+    Raises:
+        OnnxPruneError: it can't be written.
+    """
+    if target is None or data_bytes(model.proto) < LARGE:
+        yield None
         return
-    info, left = external_data_helper.ExternalDataInfo(tensor), _outside_bytes(tensor)
-    assert folder is not None
-    where = folder / info.location
-    with where.open("rb") as file:
-        file.seek(int(info.offset or 0))
-        while left > 0 and (block := file.read(min(left, BLOCK_BYTES))):
-            left -= len(block)
-            yield block
-    if left > 0:
-        raise BadModelError(f"'{where}' is cut short: tensor '{tensor.name}' does not fit in")
-
-
-def _outside_bytes(tensor: onnx.TensorProto) -> int:
-    """How many bytes a tensor has in another file; onnx lets the length be left out."""
-    stated = external_data_helper.ExternalDataInfo(tensor).length
-    size: float = math.prod(tensor.dims) * itemsize(tensor.data_type)
-    return math.ceil(size) if stated is None else int(stated)
+    with explained(target):
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.data.", dir=target.parent)
+        os.close(handle)
+        sink = Sink(Path(name))
+    try:
+        yield sink
+    finally:
+        sink.close()
+        sink.path.unlink(missing_ok=True)
 
 
 def with_data(proto: onnx.ModelProto, folder: Path | None) -> onnx.ModelProto:
     """The model with its external tensors read in, unless they are too large for a protobuf."""
     outside = [t for t in proto.graph.initializer if shapes.is_external(t)]
-    size = sum(map(_outside_bytes, outside))
+    size = sum(map(outside_bytes, outside))
     for tensor in outside if outside and size + proto.ByteSize() < PROTOBUF_LIMIT else ():
         _read_in(tensor, folder)
     return proto
@@ -308,6 +302,6 @@ def with_data(proto: onnx.ModelProto, folder: Path | None) -> onnx.ModelProto:
 def _read_in(tensor: onnx.TensorProto, folder: Path | None) -> None:
     """Put a tensor's data into its protobuf, if it lies outside."""
     if shapes.is_external(tensor):
-        tensor.raw_data = b"".join(_blocks(tensor, folder))
+        tensor.raw_data = b"".join(blocks(tensor, folder))
         tensor.ClearField("external_data")
         tensor.ClearField("data_location")

@@ -19,6 +19,7 @@ from onnxprune.environment import command, environment
 from onnxprune.errors import GateError, RunError, VerificationError
 from onnxprune.judging import judge_of
 from onnxprune.model import Array, Model
+from onnxprune.outside import Sink
 from onnxprune.passes.recover import Recovery, recover
 from onnxprune.passes.score import merge_weights, merges
 from onnxprune.passes.shrink import shrink
@@ -43,6 +44,19 @@ class Made:
     speed: Speed = ANY_SPEED
     tuned: Tuned | None = None
 
+    def seed(self, run: Run) -> int:
+        """Of the proof's inputs, and of what recovery picks."""
+        return int(self.settings.get("seed", run.data.seed))
+
+
+@dataclass(frozen=True)
+class Small:
+    """The pruned model: its protobuf, where its external data lies, and the file of that."""
+
+    proto: onnx.ModelProto
+    folder: Path | None
+    sink: Sink | None = None
+
 
 def finish(
     run: Run,
@@ -52,17 +66,39 @@ def finish(
     feeds: Sequence[Feeds] | None,
 ) -> tuple[Any, Report]:
     """Shrink, recover, prove, judge, write."""
-    seed = int(made.settings.get("seed", run.data.seed))
-    proto, values, fitted = _smaller(run, coupling, made, feeds, seed)
-    pace = _paced(run, coupling, proto, made)
-    verification, failure = _proved(run, coupling, made.keep, proto, values, seed)
+    with files.sink_of(coupling.model, None if feeds else target) as sink:
+        small, values, fitted = _smaller(run, coupling, made, feeds, sink)
+        report = _proved(run, coupling, made, small, values, fitted)
+        if target is not None:
+            _write(run, report, report.plan, (small, target, coupling.model))
+            return _like(run.source, small.proto), report
+    _write(run, report, report.plan, None)
+    return _like(run.source, files.with_data(small.proto, small.folder)), report
+
+
+def _proved(
+    run: Run,
+    coupling: Coupling,
+    made: Made,
+    small: Small,
+    values: dict[str, Array] | None,
+    fitted: Recovery,
+) -> Report:
+    """The report of a result that every check has let through; of any other it is written.
+
+    Raises:
+        VerificationError: the result differs from the masked original.
+        GateError: it is too slow, or data says no.
+    """
+    pace = _paced(run, coupling, small, made)
+    verification, failure = _verified(run, coupling, made, small, values)
     notes = [*made.notes, *fitted.notes]
-    if made.plan.recovered and not (feeds and made.keep):
+    if made.plan.recovered and not fitted.layers:
         notes.append("the plan's model was recovered, which a plan does not carry: --calibration")
     if verification is None:
         notes.append("not verified: the proof was switched off")
     elif "peak_bytes" in made.settings:
-        notes += _arenas(run, coupling.model, proto)
+        notes += _arenas(run, coupling.model, small)
     plan = made.plan.model_copy(update={"recovered": tuple(sorted(fitted.values))})
     made = replace(made, plan=plan, notes=tuple(notes))
     report = _reported(run, coupling, made, verification, fitted, pace)
@@ -70,26 +106,24 @@ def finish(
         _write(run, report, None, None)
         raise VerificationError(failure, report)
     _fast_enough(run, pace, made.speed, report)
-    report = _judged(run, coupling, proto, report)
-    _write(run, report, plan, None if target is None else (proto, target, coupling.model))
-    if target is None:
-        proto = files.with_data(proto, coupling.model.folder)
-    return _like(run.source, proto), report
+    return _judged(run, coupling, small, report)
 
 
 def _smaller(
-    run: Run, coupling: Coupling, made: Made, feeds: Sequence[Feeds] | None, seed: int
-) -> tuple[onnx.ModelProto, dict[str, Array] | None, Recovery]:
+    run: Run, coupling: Coupling, made: Made, feeds: Sequence[Feeds] | None, sink: Sink | None
+) -> tuple[Small, dict[str, Array] | None, Recovery]:
     """The pruned model, what its parameters are where they are not the original's, and the fit."""
     keep, values = made.keep, merged_values(coupling, made.keep, made.plan)
+    folder = coupling.model.folder if sink is None else sink.path.parent
     with run.step("shrink"):
-        proto = shrink(coupling, keep, values)
+        proto = shrink(coupling, keep, values, sink)
     if not feeds or not keep:
-        return proto, values, Recovery({}, ())
+        return Small(proto, folder, sink), values, Recovery({}, ())
+    seed = made.seed(run)
     with run.step("recover") as tell:
         fitted = recover(coupling, keep, proto, feeds, values=values, seed=seed, progress=tell)
     values = {**(values or {}), **fitted.values}
-    return shrink(coupling, keep, values), values, fitted
+    return Small(shrink(coupling, keep, values), folder), values, fitted
 
 
 def _reported(
@@ -133,21 +167,21 @@ def _fast_enough(run: Run, pace: Pace | None, speed: Speed, report: Report) -> N
         raise GateError(str(gate), report) from gate
 
 
-def _paced(run: Run, coupling: Coupling, proto: onnx.ModelProto, made: Made) -> Pace | None:
+def _paced(run: Run, coupling: Coupling, small: Small, made: Made) -> Pace | None:
     """How fast the result is, where that counts."""
     pace, speed = made.tuned.pace if made.tuned is not None else None, made.speed
     if pace is None and speed.min_speedup is not None:
         feeds = timed_on(run, coupling.model, 0)
         with run.step("measure"):
-            pace = measured(coupling.model, proto, feeds, speed.target)
+            pace = measured(coupling.model, small.proto, feeds, speed.target, small.folder)
     return pace
 
 
-def _arenas(run: Run, model: Model, proto: onnx.ModelProto) -> list[str]:
+def _arenas(run: Run, model: Model, small: Small) -> list[str]:
     """What ONNX Runtime takes for activations before and after, where it tells."""
     feeds = timed_on(run, model, 0)
     try:
-        before, after = (arena(p, model.folder, feeds) for p in (model.proto, proto))
+        before, after = (arena(m.proto, m.folder, feeds) for m in (model, small))
     except RunError:
         return []
     return [
@@ -157,25 +191,27 @@ def _arenas(run: Run, model: Model, proto: onnx.ModelProto) -> list[str]:
     ]
 
 
-def _proved(
-    run: Run,
-    coupling: Coupling,
-    keep: dict[int, Mask],
-    proto: onnx.ModelProto,
-    values: dict[str, Array] | None,
-    seed: int,
+def _verified(
+    run: Run, coupling: Coupling, made: Made, small: Small, values: dict[str, Array] | None
 ) -> tuple[Verification | None, str | None]:
     """What the oracle says, where it is asked; and why it says no, where it does."""
     if not run.verify:
         return None, None
     with run.step("verify"):
-        given = given_inputs(run.inputs, coupling.model)
-        found = verify(coupling, keep, proto, inputs=given, seed=seed, values=values)
-    failed = not found.ok or (keep and found.blind)
+        found = verify(
+            coupling,
+            made.keep,
+            small.proto,
+            inputs=given_inputs(run.inputs, coupling.model),
+            seed=made.seed(run),
+            folder=small.folder,
+            values=values,
+        )
+    failed = not found.ok or (made.keep and found.blind)
     return found, found.summary() if failed else None
 
 
-def _judged(run: Run, coupling: Coupling, proto: onnx.ModelProto, report: Report) -> Report:
+def _judged(run: Run, coupling: Coupling, small: Small, report: Report) -> Report:
     """The report with what data says of the result.
 
     Raises:
@@ -184,7 +220,7 @@ def _judged(run: Run, coupling: Coupling, proto: onnx.ModelProto, report: Report
     if not run.data.given:
         return report
     with run.step("judge"):
-        found = judge_of(coupling.model, run.data).judge(proto)
+        found = judge_of(coupling.model, run.data).judge(small.proto, small.folder)
     report = replace(report, fidelity=found.fidelity, evaluation=found.evaluation)
     refused = found.refused(run.data)
     if refused is not None:
@@ -197,17 +233,18 @@ def _write(
     run: Run,
     report: Report,
     plan: Plan | None,
-    model: tuple[onnx.ModelProto, Path, Model] | None,
+    model: tuple[Small, Path, Model] | None,
 ) -> None:
     """Write the model, the plan and the report: all or none; of a failure the report alone."""
     with files.together() as write:
         if model is not None:
-            proto, target, original = model
+            small, target, original = model
             with run.step("write"):
                 if target.suffix == mobile.ORT_FORMAT:
-                    mobile.write_ort(proto, original.folder, target, write)
+                    mobile.write_ort(small.proto, small.folder, target, write)
                 else:
-                    files.save(proto, target, original.folder, original.proto, write)
+                    like = original.proto
+                    files.save(small.proto, target, original.folder, like, write, small.sink)
         with files.together() as beside:  # these are renamed before the model is
             if run.plan_output is not None and plan is not None:
                 beside(Path(run.plan_output), _text(plan.to_json()))

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune import data, files
+from onnxprune.amounts import size
 from onnxprune.choosing import Progress, Rules
+from onnxprune.environment import free_bytes
 from onnxprune.errors import OnnxPruneError
 from onnxprune.judging import Data
 from onnxprune.model import Model
@@ -83,6 +85,22 @@ class Run:
                 f"'{target}' can't be written: there is no folder '{target.parent}'"
             )
         return target
+
+    def must_fit(self, model: Model) -> None:
+        """Refuse a proof that memory does not suffice for, before any work is done.
+
+        ONNX Runtime holds the original, and later what is left of it, as a whole.
+
+        Raises:
+            OnnxPruneError: how much is wanted, and what else can be done.
+        """
+        wanted, free = files.data_bytes(model.proto), free_bytes()
+        if self.verify and free is not None and wanted > free:
+            raise OnnxPruneError(
+                f"verifying '{model.name}' takes {size(wanted)} of memory, and {size(free)} are "
+                "free: run it where there is more, or without the proof (--no-verify, "
+                "verify=False), which the report then says"
+            )
 
     def digest(self) -> str | None:
         """The digest of the model's file."""

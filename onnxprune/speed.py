@@ -117,9 +117,10 @@ def measured(
     small: onnx.ModelProto,
     feeds: Mapping[str, Array],
     target: Target,
+    folder: Path | None,
 ) -> Pace:
-    """A model and what is left of it, side by side."""
-    models = [(model.proto, model.folder), (small, model.folder)]
+    """A model and what is left of it, with its external data in a folder, side by side."""
+    models = [(model.proto, model.folder), (small, folder)]
     before, after = timed(models, feeds, target)
     return pace_of(before, after, target)
 

@@ -25,6 +25,7 @@ from onnxprune.coupling import Bound, Coupling
 from onnxprune.edits import Edits, Wish
 from onnxprune.model import Array, Node, Param
 from onnxprune.notation import Axis
+from onnxprune.outside import Sink
 from onnxprune.plan import Keep
 from onnxprune.rules.tables import ONE_BY_DEFAULT
 from onnxprune.rules.values import SIZES
@@ -34,7 +35,10 @@ Kept = tuple[tuple[int, bytes], ...]  # axis and packed mask, for the axes that 
 
 
 def shrink(
-    coupling: Coupling, keep: Keep, values: Mapping[str, Array] | None = None
+    coupling: Coupling,
+    keep: Keep,
+    values: Mapping[str, Array] | None = None,
+    sink: Sink | None = None,
 ) -> onnx.ModelProto:
     """The model without the removed indices.
 
@@ -45,10 +49,12 @@ def shrink(
         coupling: the structure of the model.
         keep: kept indices (size,) by factor; a factor that is absent keeps all.
         values: full-size values of parameters that replace the file's (recovery, merging).
+        sink: the data file that all larger tensors are put into as they are made; else those that
+            change are held in memory, and those that stay are where they were.
     """
     pruned = {factor: mask for factor, mask in keep.items() if not mask.all()}
     edits = Edits(coupling.model)
-    work = _Shrink(coupling, pruned, values or {}, edits)
+    work = _Shrink(coupling, pruned, values or {}, edits, sink)
     for node in coupling.model.nodes:
         work.slice_params(node)
     if pruned:
@@ -60,6 +66,8 @@ def shrink(
     proto = edits.applied()
     if pruned:
         work.restate_value_info(proto.graph)
+    if sink is not None:
+        sink.take_in(proto, coupling.model.folder)
     return proto
 
 
@@ -67,8 +75,14 @@ class _Shrink:
     """One run: what is pruned, and the edits made so far."""
 
     def __init__(
-        self, coupling: Coupling, keep: Keep, values: Mapping[str, Array], edits: Edits
+        self,
+        coupling: Coupling,
+        keep: Keep,
+        values: Mapping[str, Array],
+        edits: Edits,
+        sink: Sink | None,
     ) -> None:
+        self.made = numpy_helper.from_array if sink is None else sink.array
         self.coupling, self.keep, self.values, self.edits = coupling, keep, values, edits
         self.model, self.factors = coupling.model, coupling.factors
         self.pruned = frozenset(keep)
@@ -101,7 +115,7 @@ class _Shrink:
         for axis, packed in kept:
             mask = np.unpackbits(np.frombuffer(packed, np.uint8), count=param.shape[axis])
             values = np.take(values, np.flatnonzero(mask), axis=axis)
-        tensor = numpy_helper.from_array(np.ascontiguousarray(values), name)
+        tensor = self.made(np.ascontiguousarray(values), name)
         if source is not None:
             tensor.doc_string = source.doc_string
             tensor.metadata_props.extend(source.metadata_props)

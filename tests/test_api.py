@@ -13,7 +13,7 @@ import pytest
 from onnx import external_data_helper, helper, numpy_helper
 
 import onnxprune
-from onnxprune import api, choosing, finishing
+from onnxprune import api, choosing, files, finishing, outside
 from onnxprune.coupling import Coupling
 from onnxprune.errors import NothingToPruneError, OnnxPruneError, RuleError, VerificationError
 from onnxprune.passes.select import select
@@ -383,6 +383,67 @@ def test_external_data_is_found(path: Path) -> None:
         small, report = onnxprune.prune(path, ratio=0.5, steps=steps)
         assert onnxprune.verify(path, small, report.plan).ok
         assert width(small, "w2") == (16, 8, 3, 3)
+
+
+def large(folder: Path) -> Path:
+    """A model with all weights outside, in a folder of its own."""
+    folder.mkdir()
+    path = folder / "m.onnx"
+    onnx.save(tiny.net(), path, save_as_external_data=True, size_threshold=0)
+    return path
+
+
+def tensors(path: Path) -> dict[str, Any]:
+    return {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+
+
+def test_the_tensors_of_a_large_model_go_straight_into_its_data_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same tensors as of one that is held in memory, and none in the protobuf on the way."""
+    path = large(tmp_path / "in")
+    expected, _ = api.prune(path, ratio=0.5, output=tmp_path / "plain.onnx")
+    monkeypatch.setattr(files, "LARGE", 0)
+    monkeypatch.setattr(outside, "INLINE_BYTES", 0)
+    target = tmp_path / "out" / "small.onnx"
+    target.parent.mkdir()
+    proto, report = api.prune(path, ratio=0.5, output=target)
+    assert report.verification is not None
+    assert {file.name for file in target.parent.iterdir()} == {"small.onnx", "small.onnx.data"}
+    found, plain = tensors(target), tensors(tmp_path / "plain.onnx")
+    assert found.keys() == plain.keys()
+    for name, values in plain.items():
+        np.testing.assert_array_equal(found[name], values)
+    assert all(t.data_location == t.EXTERNAL for t in proto.graph.initializer)
+    assert onnx.load(target, load_external_data=False) == proto
+    assert len(expected.graph.node) == len(proto.graph.node)
+
+
+def test_a_large_model_that_fails_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise VerificationError("output 'y' differs by 0.1")
+
+    path = large(tmp_path / "in")
+    monkeypatch.setattr(files, "LARGE", 0)
+    monkeypatch.setattr(finishing, "verify", fail)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(VerificationError):
+        api.prune(path, ratio=0.5, output=tmp_path / "out" / "small.onnx")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_proof_that_does_not_fit_into_memory_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, target = large(tmp_path / "in"), tmp_path / "small.onnx"
+    monkeypatch.setattr("onnxprune.run.free_bytes", lambda: 100)
+    with pytest.raises(OnnxPruneError, match=r"verifying 'm\.onnx' takes .* 100 B are free"):
+        api.prune(path, ratio=0.5, output=target)
+    _, report = api.prune(path, ratio=0.5, output=target, verify=False)
+    assert report.verification is None
+    assert target.exists()
 
 
 def test_load_and_save(path: Path) -> None:

@@ -14,6 +14,7 @@ from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from onnxprune import files
 from onnxprune.errors import BadModelError, OnnxPruneError
+from onnxprune.outside import INLINE_BYTES, PAGE_BYTES
 from tests.graphs import convolutions, model, node, weight
 from tests.test_shrink import values
 
@@ -250,14 +251,14 @@ def test_tensors_outside_start_at_pages(tmp_path: Path) -> None:
     infos = [external_data_helper.ExternalDataInfo(t) for t in written.graph.initializer]
     offsets = [int(str(info.offset)) for info in infos if info.offset is not None]
     assert len(offsets) > 3
-    assert all(offset % files.PAGE_BYTES == 0 for offset in offsets)
+    assert all(offset % PAGE_BYTES == 0 for offset in offsets)
     assert all(info.location == "s.onnx.data" for info in infos if info.location)
 
 
 def test_new_small_tensors_stay_inside(tmp_path: Path) -> None:
     light = outside(tmp_path / "m.onnx", mixture())
-    small = numpy_helper.from_array(np.zeros(files.INLINE_BYTES // 8, np.float32), "small")
-    large = numpy_helper.from_array(np.ones(files.INLINE_BYTES, np.float32), "large")
+    small = numpy_helper.from_array(np.zeros(INLINE_BYTES // 8, np.float32), "small")
+    large = numpy_helper.from_array(np.ones(INLINE_BYTES, np.float32), "large")
     light.graph.initializer.extend([small, large])
     files.save(light, tmp_path / "s.onnx", tmp_path)
     written = onnx.load(tmp_path / "s.onnx", load_external_data=False)

@@ -44,6 +44,7 @@ FLOORS = {
     "linear": 1,
     "moments": 1,
     "oracle": 1,
+    "outside": 1,
     "pair": 1,
     "pictures": 1,
     "polynomials": 1,
