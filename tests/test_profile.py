@@ -202,7 +202,7 @@ def side(*kernels: Kernel) -> Profile:
 def test_sides_that_fuse_differently_stand_for_the_same_nodes() -> None:
     before = side(kernel("k1", "c1", "r1", ms=3.0), kernel("k2", "c2", ms=2.0))
     after = side(kernel("a", "c1", ms=1.0), kernel("b", "r1", ms=0.5), kernel("c", "c2", ms=2.5))
-    first, second = changes(before, after)
+    first, second = changes(before.layers, after.layers)
     assert (first.name, first.before_ms, first.after_ms) == ("conv1", 3.0, 1.5)
     assert (first.before_macs, first.after_macs) == (100, 100)
     assert (second.name, second.before_ms, second.after_ms) == ("conv2", 2.0, 2.5)
@@ -212,7 +212,7 @@ def test_changes_sum_up_to_both_sides() -> None:
     reorder = replace(kernel("ReorderInput", ms=0.25), op="ReorderInput")
     before = side(kernel("k1", "c1", "r1", ms=3.0), kernel("k2", "c2", "r2"), reorder, reorder)
     after = side(kernel("k1", "r1", "c2"), kernel("k3", "y", ms=7.0))
-    found = changes(before, after)
+    found = changes(before.layers, after.layers)
     assert sum(change.before_ms for change in found) == before.total_ms
     assert sum(change.after_ms for change in found) == after.total_ms
     inserted = next(change for change in found if change.name == "inserted ReorderInput")
