@@ -25,8 +25,11 @@ GOOD: Final = 0.03  # the same, where one more try may come nearer: two measurem
 TRIES: Final = 6
 NUDGE: Final = 0.02  # of a limit that gives a choice which was measured already
 NUDGES: Final = 5
+HALVINGS: Final = 4  # between a limit that can't be met and one that can
 NOISE: Final = 0.03  # how far the two ratios may be apart before it is said
 STEEP: Final = (0.2, 3.0)  # slopes that are believed, of what a proportional model has
+FAR: Final = 0.2  # of a limit: between two that a line through them is believed of
+LOWEST: Final = 0.1  # of a limit: what such a line may ask for at once
 Choose = Callable[[float], tuple[dict[int, Mask], tuple[str, ...]]]
 
 
@@ -128,10 +131,36 @@ def _another(
     """A choice that was not measured yet, at a limit or a little beyond it; None where none is."""
     step = 1 - NUDGE if tried and tried[-1].miss > 0 else 1 + NUDGE
     for turn in range(NUDGES):
-        keep, notes = tuner.choose(min(limit * step**turn, 1.0))
-        if not any(_same(keep, own.keep) for own in tried):
-            return keep, notes
+        try:
+            found = tuner.choose(min(limit * step**turn, 1.0))
+        except BudgetError:
+            least = _least_choice(tuner, limit, tried)
+            if least is None or _is_known(least[0], tried):
+                raise
+            return least
+        if not _is_known(found[0], tried):
+            return found
     return None
+
+
+def _least_choice(
+    tuner: Tuner, low: float, tried: Sequence[Tuned]
+) -> tuple[dict[int, Mask], tuple[str, ...]] | None:
+    """About the least that can be chosen: what can be reached is measured before it is said.
+
+    Args:
+        tuner: chooses.
+        low: a limit that can't be met.
+        tried: choices that could be made; without any there is no other.
+    """
+    found, high = None, min((own.modelled for own in tried), default=low)
+    for _ in range(HALVINGS if tried else 0):
+        middle = (low + high) / 2
+        try:
+            found, high = tuner.choose(middle), middle
+        except BudgetError:
+            low = middle
+    return found
 
 
 def _measured(
@@ -158,6 +187,10 @@ def _measured(
     return Tuned(keep, notes, pace, latency, left, predicted / full)
 
 
+def _is_known(keep: Mapping[int, Mask], tried: Sequence[Tuned]) -> bool:
+    return any(_same(keep, own.keep) for own in tried)
+
+
 def _same(one: Mapping[int, Mask], other: Mapping[int, Mask]) -> bool:
     own = one.keys() == other.keys()
     return own and all(np.array_equal(mask, other[factor]) for factor, mask in one.items())
@@ -172,12 +205,15 @@ def _corrected(points: Sequence[tuple[float, float]], share: float) -> float:
     """
     near = sorted(points, key=lambda point: abs(point[1] - share))[:2]
     limit, left = near[0]
-    found = limit * share / left
+    found, least = limit * share / left, limit / 2
     if len(near) > 1:
-        slope = (near[1][1] - left) / ((near[1][0] - limit) or 1.0)
-        if slope > STEEP[0] * left / limit:  # noise may turn it round
+        run, rise = near[1][0] - limit, near[1][1] - left
+        apart = abs(run) > FAR * limit  # then noise can't turn the line round
+        slope, flattest = rise / (run or 1.0), 0.0 if apart else STEEP[0] * left / limit
+        if slope > flattest:
             found = limit + (share - left) / min(slope, STEEP[1] * left / limit)
-    return float(np.clip(found, limit / 2, min(2 * limit, 1.0)))
+        least = limit * LOWEST if apart else least
+    return float(np.clip(found, least, min(2 * limit, 1.0)))
 
 
 def _nearest(wanted: Goal, tried: Sequence[Tuned]) -> Tuned:

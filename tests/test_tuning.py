@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 import onnxprune
-from onnxprune import pipeline, speed, tuning
+from onnxprune import finishing, speed, tuning
 from onnxprune.axes import Mask, Values
 from onnxprune.cost import CostModel, cost_model
 from onnxprune.coupling import Coupling
@@ -103,6 +103,8 @@ def test_two_measurements_make_a_line() -> None:
     turned = [(0.5, 0.6), (0.4, 0.61)]  # noise: less took longer
     assert tuning._corrected(turned, 0.5) == pytest.approx(0.5 * 0.5 / 0.6)
     assert tuning._corrected([(0.5, 5.0)], 0.5) == 0.25
+    flat = [(0.5, 0.95), (0.25, 0.925)]  # nine tenths stay: nothing will do, and that is told soon
+    assert tuning._corrected(flat, 0.5) == pytest.approx(0.25 * tuning.LOWEST)
     assert tuning._corrected([(0.9, 0.1)], 0.5) == 1.0
 
 
@@ -152,6 +154,18 @@ def test_what_can_not_be_reached_is_said_with_what_can() -> None:
         BudgetError, match=r"--latency 0.3 was not reached: 0\.\d+x of the original"
     ):
         tune(tuner(rest=20.0), goal(0.3))
+
+
+def test_the_least_that_can_be_chosen_is_measured_before_it_is_said() -> None:
+    """Nine tenths of the time stay: the search would ask for less than there is, at once."""
+    own = tuner(rest=90.0)
+    with pytest.raises(BudgetError, match=r"not reached: 0\.\d+x") as told:
+        tune(own, goal(0.5))
+    counts = {g.factor: 1 for g in own.coupling.groups}
+    least = float(str(told.value).partition("reached: ")[2].partition("x")[0])
+    floor = own.cost.cost(counts).latency_ms / own.predicted({})
+    assert least < 0.9 + 0.1 * 0.3  # of the tenth that can go, far more than half has gone
+    assert least > 0.9 + 0.1 * floor
 
 
 def test_what_the_fit_rules_out_is_said_in_the_words_of_the_user() -> None:
@@ -294,7 +308,7 @@ def test_prune_writes_nothing_that_is_too_slow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        pipeline, "measured", lambda *a: speed.pace_of(timing(1, 1), timing(2, 1), Target())
+        finishing, "measured", lambda *a: speed.pace_of(timing(1, 1), timing(2, 1), Target())
     )
     output = tmp_path / "small.onnx"
     with pytest.raises(GateError, match="slower than the original"):
