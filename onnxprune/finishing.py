@@ -14,9 +14,11 @@ from onnxprune import explaining, files, mobile
 from onnxprune.arena import arena
 from onnxprune.axes import Mask
 from onnxprune.choosing import ANY_SPEED
+from onnxprune.cost import cost_model
 from onnxprune.coupling import Coupling
 from onnxprune.environment import command, environment
 from onnxprune.errors import GateError, RunError, VerificationError
+from onnxprune.fronts import layer_changes, try_of, tuned_tries
 from onnxprune.judging import judge_of
 from onnxprune.model import Array, Model
 from onnxprune.outside import Sink
@@ -25,6 +27,7 @@ from onnxprune.passes.score import merge_weights, merges
 from onnxprune.passes.shrink import shrink
 from onnxprune.passes.verify import verify
 from onnxprune.plan import Plan
+from onnxprune.profile import Change
 from onnxprune.results import Pace, Report
 from onnxprune.run import Run, given_inputs, timed_on
 from onnxprune.runtime import Feeds
@@ -102,11 +105,12 @@ def _proved(
     plan = made.plan.model_copy(update={"recovered": tuple(sorted(fitted.values))})
     made = replace(made, plan=plan, notes=tuple(notes))
     report = _reported(run, coupling, made, verification, fitted, pace)
+    report = replace(report, layers=_layers(run, coupling, small, made) if pace else ())
     if failure is not None:
         _write(run, report, None, None)
         raise VerificationError(failure, report)
     _fast_enough(run, pace, made.speed, report)
-    return _judged(run, coupling, small, report)
+    return _with_tries(run, coupling, made, _judged(run, coupling, small, report))
 
 
 def _smaller(
@@ -175,6 +179,26 @@ def _paced(run: Run, coupling: Coupling, small: Small, made: Made) -> Pace | Non
         with run.step("measure"):
             pace = measured(coupling.model, small.proto, feeds, speed.target, small.folder)
     return pace
+
+
+def _layers(run: Run, coupling: Coupling, small: Small, made: Made) -> tuple[Change, ...]:
+    """Where the milliseconds were, and are."""
+    feeds = timed_on(run, coupling.model, 0)
+    with run.step("profile"):
+        return layer_changes(
+            coupling, (small.proto, small.folder), feeds, made.speed.target, run.rules
+        )
+
+
+def _with_tries(run: Run, coupling: Coupling, made: Made, report: Report) -> Report:
+    """The report with what was made on the way, where that was more than one model."""
+    tries, tuned = run.tries, made.tuned
+    if tuned is not None and len(tuned.tried) > 1:
+        others = [own for own in tuned.tried if own.keep is not tuned.keep]
+        with run.step("judge"):
+            judge = judge_of(coupling.model, run.data)
+            tries += tuned_tries(coupling, cost_model(coupling), others, judge)
+    return replace(report, tries=(*tries, try_of(report, True))) if tries else report
 
 
 def _arenas(run: Run, model: Model, small: Small) -> list[str]:

@@ -16,17 +16,16 @@ from onnxprune.choosing import (
     choose,
     choose_by_latency,
 )
-from onnxprune.errors import (
-    NothingToPruneError,
-)
+from onnxprune.errors import GateError, NothingToPruneError
 from onnxprune.finishing import Made, finish, merged_values
+from onnxprune.fronts import try_of
 from onnxprune.full import fitted_values
 from onnxprune.judging import Data
 from onnxprune.model import Model
 from onnxprune.passes.score import MERGING, check_known, remarks
 from onnxprune.passes.verify import verify
 from onnxprune.plan import Plan, keep_of, make_plan
-from onnxprune.results import Report
+from onnxprune.results import Report, Try
 from onnxprune.run import Inputs, Run, given_inputs, timed_on
 from onnxprune.runtime import Feeds
 from onnxprune.searching import is_open, smallest
@@ -96,9 +95,21 @@ def _searched(run: Run, choice: Choice) -> tuple[Any, Report]:
     def at(share: float) -> Choice:
         return replace(choice, budget=Budget(macs=share))
 
-    best = smallest(lambda share: prune(trial, replace(untimed, budget=Budget(macs=share))))
+    tries: list[Try] = []
+
+    def attempt(share: float) -> None:
+        try:
+            tries.append(
+                try_of(prune(trial, replace(untimed, budget=Budget(macs=share)))[1], False)
+            )
+        except GateError as gate:
+            if gate.report is not None:
+                tries.append(try_of(gate.report, False))
+            raise
+
+    best = smallest(attempt)
     note = f"{100 * best:.1f} % of the MACs is the least that the gates allow, found by bisection"
-    return prune(replace(run, notes=(*run.notes, note)), at(best))
+    return prune(replace(run, notes=(*run.notes, note), tries=tuple(tries)), at(best))
 
 
 def replay(run: Run, plan: Plan, fit: bool = True) -> tuple[Any, Report]:

@@ -174,6 +174,22 @@ def layered(
     roofline: Roofline,
 ) -> Profile:
     """The profile that kernels make."""
+    total = math.fsum(kernel.ms for kernel in kernels)
+    ran = {key for kernel in kernels for key in kernel.nodes}
+    keys = (first_name(node.output) for node in proto.graph.node)
+    fixed = constants(proto.graph)
+    idle = tuple(key for key in keys if key not in ran and key not in fixed)
+    return Profile(layers_of(proto, kernels, macs, groups, roofline), total, roofline, idle)
+
+
+def layers_of(
+    proto: onnx.ModelProto,
+    kernels: Sequence[Kernel],
+    macs: Mapping[str, int],
+    groups: Mapping[str, tuple[str, ...]],
+    roofline: Roofline | None = None,
+) -> tuple[Layer, ...]:
+    """The layers that kernels make; without a roofline nothing is said of what bounds them."""
     nodes = {first_name(node.output): node for node in proto.graph.node}
     total = math.fsum(kernel.ms for kernel in kernels)
     layers = []
@@ -200,16 +216,13 @@ def layered(
                 efficiency,
             )
         )
-    ran = {key for kernel in kernels for key in kernel.nodes}
-    fixed = constants(proto.graph)
-    idle = tuple(key for key in nodes if key not in ran and key not in fixed)
-    return Profile(tuple(layers), total, roofline, idle)
+    return tuple(layers)
 
 
 def _bound(
-    kernel: Kernel, macs: int, roofline: Roofline
+    kernel: Kernel, macs: int, roofline: Roofline | None
 ) -> tuple[Literal["compute", "memory"] | None, float | None]:
-    if not kernel.size_bytes:
+    if not kernel.size_bytes or roofline is None:
         return None, None
     least = roofline.least_ms(macs, kernel.size_bytes)
     side: Literal["compute", "memory"]
@@ -240,8 +253,8 @@ def node_groups(coupling: Coupling) -> dict[str, tuple[str, ...]]:
     }
 
 
-def changes(before: Profile, after: Profile) -> tuple[Change, ...]:
-    """Two profiles side by side, in the order of the first.
+def changes(before: Sequence[Layer], after: Sequence[Layer]) -> tuple[Change, ...]:
+    """The layers of two profiles side by side, in the order of the first.
 
     Where the two fuse differently, layers are taken together until both sides stand for the same
     nodes. What ORT inserted is taken together by operator.
@@ -253,13 +266,13 @@ def changes(before: Profile, after: Profile) -> tuple[Change, ...]:
             parents[key] = key = parents[above]
         return key
 
-    every = (*before.layers, *after.layers)
+    every = (*before, *after)
     for layer in every:
         for key in layer.nodes[1:]:
             parents[root(key)] = root(layer.nodes[0])
     sides: dict[str, tuple[list[Layer], list[Layer]]] = {}
     for side, own in enumerate((before, after)):
-        for layer in own.layers:
+        for layer in own:
             key = root(layer.nodes[0]) if layer.nodes else f"inserted {layer.kernel}"
             sides.setdefault(key, ([], []))[side].append(layer)
     return tuple(_change(key, *pair) for key, pair in sides.items())

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from onnxprune.amounts import count, size
 from onnxprune.cost import Cost
 from onnxprune.fidelity import Fidelity
 from onnxprune.metrics import Evaluation
 from onnxprune.plan import Plan
+from onnxprune.profile import Change
 from onnxprune.target import Target
 from onnxprune.verdict import Verification
+
+ROWS: Final = ("groups", "recovery", "frozen", "layers", "tries")  # of a report, that are tables
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,29 @@ class Pace:
     tries: int = 1
 
 
+@dataclass(frozen=True)
+class Try:
+    """One model of several that were made on the way: a point of the front.
+
+    Attributes:
+        macs: the share of the multiply-accumulates that remains.
+        latency: the same of the latency, as measured; None where it was not.
+        latency_ms: the median of a run.
+        metric: the metric; None without labels.
+        fidelity: the least fidelity of an output; None without data.
+        recovered: whether what stays was fitted to the original.
+        chosen: whether it is the result.
+    """
+
+    macs: float
+    latency: float | None
+    latency_ms: float | None
+    metric: float | None
+    fidelity: float | None
+    recovered: bool
+    chosen: bool
+
+
 @dataclass(frozen=True, repr=False)
 class Report(Jsonable):
     """What pruning did.
@@ -166,6 +192,9 @@ class Report(Jsonable):
         fidelity: how far the outputs are from the original's, where there is data.
         evaluation: the metric before and after, where there are labels.
         pace: the measured latency, where one was asked for.
+        layers: milliseconds and multiply-accumulates of each layer before and after, where the
+            latency was measured.
+        tries: what was made on the way to the result, and the result; empty where it came at once.
         frozen: one row for each axis of a parameter that can't be pruned.
         sensitivity: the table that shared the budget out, as plain data (see
             ``onnxprune.trials.Sensitivity``), or None.
@@ -187,6 +216,8 @@ class Report(Jsonable):
     fidelity: tuple[Fidelity, ...] = ()
     evaluation: Evaluation | None = None
     pace: Pace | None = None
+    layers: tuple[Change, ...] = ()
+    tries: tuple[Try, ...] = ()
     frozen: tuple[FrozenRow, ...] = ()
     sensitivity: dict[str, Any] | None = None
     environment: dict[str, Any] = field(default_factory=dict)
@@ -230,6 +261,6 @@ class Report(Jsonable):
             data["verification"] |= told
         if self.evaluation is not None:
             data["evaluation"]["drop"] = self.evaluation.drop
-        rows = {key: [asdict(row) for row in data[key]] for key in ("groups", "recovery", "frozen")}
+        rows = {key: [asdict(row) for row in data[key]] for key in ROWS}
         rows["fidelity"] = [asdict(row) | {"value": row.value} for row in self.fidelity]
         return {**data, **rows}

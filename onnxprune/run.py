@@ -17,7 +17,7 @@ from onnxprune.environment import free_bytes
 from onnxprune.errors import OnnxPruneError
 from onnxprune.judging import Data
 from onnxprune.model import Model
-from onnxprune.results import Report
+from onnxprune.results import Report, Try
 from onnxprune.runtime import Feeds
 from onnxprune.trials import Sensitivity
 
@@ -40,6 +40,7 @@ class Run:
         data: for criteria, recovery, and what the result is judged by.
         sensitivity: shares a budget out by what each group can spare.
         notes: what the report says besides.
+        tries: what was made before, in a search.
         seconds: time by pass.
         report_text: what the report's file holds.
     """
@@ -55,6 +56,7 @@ class Run:
     data: Data = field(default_factory=Data)
     sensitivity: Sensitivity | None = None
     notes: tuple[str, ...] = ()
+    tries: tuple[Try, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     report_text: Callable[[Report], str] = Report.to_json
 

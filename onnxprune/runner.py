@@ -90,6 +90,7 @@ def measured(
     warm_up: int = 3,
     phases: int = PHASES,
     tell: Callable[[int], Any] | None = None,
+    enough: Callable[[Any, Any, Any], bool] | None = None,
 ) -> tuple[Any, Any, Any, bool]:
     """Time models in turn, each with several sessions one after another.
 
@@ -101,6 +102,7 @@ def measured(
         warm_up: see ``interleaved``.
         phases: how many sessions of each model.
         tell: is told the number of each round.
+        enough: is asked after each phase, with what is returned, whether it was the last.
 
     Returns:
         wall and CPU milliseconds (model, round), the phase of each round (round,), and whether it
@@ -128,11 +130,15 @@ def measured(
             break
         told += wall.shape[1]
         found.append((wall, cpu, np.full(wall.shape[1], phase)))
-        if stopped:
+        if stopped or (enough is not None and enough(*_joined(found))):
             break
+    return (*_joined(found), stopped)
+
+
+def _joined(found: Sequence[tuple[Any, Any, Any]]) -> tuple[Any, Any, Any]:
+    """Wall and CPU times of several phases, and the phase of each round."""
     walls, cpus, numbers = zip(*found)  # noqa: B905  (Python 3.8 has no strict)
-    joined = np.concatenate(numbers)
-    return np.concatenate(walls, axis=1), np.concatenate(cpus, axis=1), joined, stopped
+    return np.concatenate(walls, axis=1), np.concatenate(cpus, axis=1), np.concatenate(numbers)
 
 
 def _after(told: int, tell: Callable[[int], Any]) -> Callable[[int], Any]:
@@ -152,7 +158,8 @@ def interleaved(
     Args:
         calls: what is timed.
         runs: rounds; see ``is_done`` where absent.
-        seconds: the longest that it may take, warming up left out, where ``runs`` is absent.
+        seconds: the longest that it may take, where ``runs`` is absent; warming up is left out,
+            and takes no longer than that.
         warm_up: rounds before that at least; more until two windows agree, for 10 s at most.
         tell: is told the number of each round; may raise KeyboardInterrupt.
 
@@ -163,7 +170,7 @@ def interleaved(
     wall: list[list[float]] = [[] for _ in calls]
     cpu: list[list[float]] = [[] for _ in calls]
     if warm_up:
-        _warm_up(calls, warm_up)
+        _warm_up(calls, warm_up, WARM_UP_S if runs is not None else min(WARM_UP_S, seconds))
     start, stopped, turn = time.perf_counter(), False, 0
     try:
         # What happens between two rounds (the check below, above all) leaves caches cold for the
@@ -203,10 +210,10 @@ def _even(times: Sequence[Sequence[float]]) -> Any:
     return np.array([own[:rounds] for own in times], np.float64).reshape(len(times), rounds)
 
 
-def _warm_up(calls: Sequence[Callable[[], Any]], least: int) -> None:
+def _warm_up(calls: Sequence[Callable[[], Any]], least: int, seconds: float) -> None:
     start = time.perf_counter()
     seen: list[list[float]] = [[] for _ in calls]
-    while time.perf_counter() - start < WARM_UP_S or len(seen[0]) < least:
+    while time.perf_counter() - start < seconds or len(seen[0]) < least:
         for position in order(len(seen[0]), len(calls)):
             seen[position].append(timed(calls[position])[0])
         if len(seen[0]) >= least and all(map(is_stable, seen)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -13,23 +14,30 @@ import numpy as np
 import onnx
 
 from onnxprune.alignment import STAIRS, Stairs
+from onnxprune.axes import Values
 from onnxprune.budget import Options
 from onnxprune.errors import BudgetError, GateError
 from onnxprune.model import Array, Model
-from onnxprune.passes.benchmark import Timing, benchmark
+from onnxprune.passes.benchmark import Timing, benchmark, timings
 from onnxprune.passes.probe import probe
+from onnxprune.polynomials import Indices
 from onnxprune.results import Pace
 from onnxprune.staircase import cached, store
 from onnxprune.target import Target
 
-SECONDS: Final = 6.0  # of measuring, each time
+SECONDS: Final = 6.0  # of measuring, each time; as long again to warm up, and to load
+LONGEST_S: Final = 30.0  # after which no other session is made: some take long to load
+WARM_UP: Final = 2
+FEWEST: Final = 2  # sessions of each model
+CLEAR: Final = 0.07  # how far the whole interval is from the share that is asked for
+NARROW: Final = 0.015  # half the width of the interval of a ratio that is known
 SURE: Final = 0.04  # half the width of the interval of a ratio that decides
 DEFAULT: Final = Target()
 _LATENCY = re.compile(r"(\d+\.?\d*|\.\d+)\s*(x|ms|s|us)?", re.IGNORECASE)
 _MS: Final = {"ms": 1.0, "s": 1e3, "us": 1e-3}
 
 Models = Sequence[tuple[onnx.ModelProto, Path | None]]
-Timer = Callable[[Models, Mapping[str, Array], Target], tuple[Timing, ...]]
+Timer = Callable[[Models, Mapping[str, Array], Target, float | None], tuple[Timing, ...]]
 Step = Callable[[str], AbstractContextManager[object]]
 
 
@@ -125,13 +133,38 @@ def measured(
     return pace_of(before, after, target)
 
 
-def timed(models: Models, feeds: Mapping[str, Array], target: Target) -> tuple[Timing, ...]:
-    """Time models side by side, again where the ratio is not sure."""
-    found = benchmark(models, feeds, target=target, seconds=SECONDS)
-    if not is_sure(found[-1]) and not _by_cpu(target):
-        other = benchmark(models, feeds, target=target, seconds=SECONDS)
-        found = min(found, other, key=lambda own: own[-1].speedup_high - own[-1].speedup_low)
-    return found
+def timed(
+    models: Models, feeds: Mapping[str, Array], target: Target, share: float | None = None
+) -> tuple[Timing, ...]:
+    """Time a model and what is left of it side by side, as long as it takes to tell.
+
+    That is until the interval of the ratio is narrow, or is clear of the share of the latency that
+    is asked for; on the longest five sessions of each, or half a minute.
+    """
+    start = time.perf_counter()
+
+    def enough(wall: Values, cpu: Values, phases: Indices) -> bool:
+        if phases[-1] + 1 < FEWEST:
+            return False
+        own = cpu if target.one_core else wall
+        found = timings(own, own, phases, [0.0] * len(own), [{}] * len(own))[-1]
+        late = time.perf_counter() - start >= LONGEST_S
+        return late or is_told(found, share, int(phases[-1]) + 1)
+
+    return benchmark(models, feeds, target=target, seconds=SECONDS, warm_up=WARM_UP, enough=enough)
+
+
+def is_told(after: Timing, share: float | None, sessions: int) -> bool:
+    """Whether a measurement says what is wanted: the ratio, or that it is off the share.
+
+    Two sessions say too little of how sessions differ to go by a narrow interval.
+    """
+    if share is not None:
+        low, high = (1 / (own * share) for own in (after.speedup_high, after.speedup_low))
+        if high < 1 - CLEAR or low > 1 + CLEAR:
+            return True
+    width = after.speedup_high - after.speedup_low
+    return sessions > FEWEST and width <= 2 * NARROW * after.speedup
 
 
 def pace_of(before: Timing, after: Timing, target: Target) -> Pace:
@@ -153,17 +186,12 @@ def left_of(before: Timing, after: Timing, target: Target) -> float:
     with one thread on the CPU by those of the processor's time, which waiting does not add to.
     """
     own = [before.times_ms, after.times_ms]
-    if _by_cpu(target):
+    if target.one_core:
         own = [before.cpu_times_ms, after.cpu_times_ms]
     if is_sure(after) or not all(own):
         return 1 / after.speedup
     quick = [float(np.quantile(times, 0.25)) for times in own]
     return quick[1] / quick[0]
-
-
-def _by_cpu(target: Target) -> bool:
-    """Whether the time of the processor says what a run takes."""
-    return target.ep == DEFAULT.ep and target.threads == 1
 
 
 def is_sure(after: Timing) -> bool:

@@ -39,3 +39,8 @@ class Target:
             raise OnnxPruneError(
                 f"there is no graph optimization '{self.optimization}': give one of {known}"
             )
+
+    @property
+    def one_core(self) -> bool:
+        """Whether one thread of this process does it all: its CPU time then says what it takes."""
+        return self.ep == "cpu" and self.threads == 1

@@ -26,9 +26,15 @@ from onnxprune.trace import Kernel, traces
 RATIOS: Final = (0.25, 0.5, 0.75)  # that groups are profiled at, in turn
 WIDTHS: Final = 6  # of the model, the full one with them
 RUNS: Final = 8
+WARM_UP: Final = 1
+SECONDS: Final = 5.0  # of runs with the profiler on, and again without; slow models get fewer runs
 Models = Sequence[tuple[onnx.ModelProto, Path | None]]
 Profiled = Sequence[tuple[Sequence[Kernel], float]]
 Profiler = Callable[[Models, Mapping[str, Array], Target, int], Profiled]
+
+
+def _profiled(models: Models, feeds: Mapping[str, Array], target: Target, runs: int) -> Profiled:
+    return traces(models, feeds, target, runs, WARM_UP, seconds=SECONDS)
 
 
 def measured_latency(
@@ -38,7 +44,7 @@ def measured_latency(
     free: Mask,
     feeds: Mapping[str, Array],
     target: Target,
-    profiler: Profiler = traces,
+    profiler: Profiler = _profiled,
 ) -> Latency:
     """Profile a model at several widths, and fit its latency.
 

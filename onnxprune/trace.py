@@ -18,6 +18,7 @@ that depends on it.
 from __future__ import annotations
 
 import json
+import math
 import re
 import tempfile
 import time
@@ -40,7 +41,8 @@ ADDED: Final = re.compile(r"(_bn)?_nchwc$|/\w*Fusion\w*/?$|_token_\d+$")
 # Kernels that only lay the same values out in another way.
 CONVERSIONS: Final = frozenset({"ReorderInput", "ReorderOutput", "Reshape", "Transpose"})
 BYTES: Final = ("activation_size", "parameter_size", "output_size")
-MIDDLE: Final = (0.25, 0.75)  # the runs that count for a kernel, by its time
+QUICK: Final = 0.3  # the share of the runs that counts for a kernel: its quickest ones
+FEWEST: Final = 3  # runs, whatever time they take
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Kernel:
         provider: ORT's name of the provider.
         nodes: the nodes of the file that it stands for, by their first result, in order; none
             where ORT inserted it.
-        ms: its own time in one run: the mean of the middle half of the runs.
+        ms: its own time in one run: the mean of the quickest of the runs (see ``quick``).
         size_bytes: what it reads and writes: activations, parameters, results; None where the
             provider does not tell.
         compiled: whether the provider made one of several nodes, in a way of its own.
@@ -96,6 +98,7 @@ def traces(
     runs: int = 20,
     warm_up: int = 3,
     plain: int = 10,
+    seconds: float = math.inf,
 ) -> list[tuple[tuple[Kernel, ...], float]]:
     """The same for several models whose runs take turns, and what a run takes without a profile.
 
@@ -104,7 +107,10 @@ def traces(
         feeds: inputs by name.
         target: what they run on.
         runs, warm_up: runs of each with the profiler on that count, and before that.
-        plain: runs of each without it; the lower quartile is what one takes.
+        plain: runs of each without it; the lower quartile is what one takes, of the processor's
+            time where that says it.
+        seconds: what all of them may take, with and without the profiler each; three are made
+            whatever they take.
 
     Raises:
         RunError: ONNX Runtime can't load or run a model.
@@ -115,21 +121,31 @@ def traces(
         opened = [_opened(*own, target, Path(place) / str(k)) for k, own in enumerate(models)]
         sessions = [session for _, session, _ in opened]
         outputs = [value.name for value in sessions[0].get_outputs()]
-        for _ in range(warm_up + runs):
+        for _ in _turns(warm_up + runs, warm_up + FEWEST, seconds):
             for session in sessions:
                 runtime.run(session, feeds, outputs)
         events = [json.loads(Path(s.end_profiling()).read_text("utf-8")) for s in sessions]
         whole: list[list[float]] = [[] for _ in sessions]
-        for _ in range(plain):
+        clock = time.process_time if target.one_core else time.perf_counter
+        for _ in _turns(plain, FEWEST, seconds):
             for session, times in zip(sessions, whole, strict=True):
-                start = time.perf_counter()
+                start = clock()
                 runtime.run(session, feeds, outputs)
-                times.append((time.perf_counter() - start) * 1e3)
+                times.append((clock() - start) * 1e3)
         for (named, session, optimized), own, times in zip(opened, events, whole, strict=True):
             parts = providers.placement(session).parts
             kernels = _kernels(named.graph, own, warm_up, optimized, parts)
             found.append((kernels, float(np.quantile(times, 0.25)) if times else 0.0))
     return found
+
+
+def _turns(most: int, fewest: int, seconds: float) -> Iterator[int]:
+    """Numbers from 0 on, as many as there is time for."""
+    start = time.perf_counter()
+    for turn in range(most):
+        if turn >= fewest and time.perf_counter() - start >= seconds:
+            return
+        yield turn
 
 
 def _kernels(
@@ -215,18 +231,22 @@ def _own_times(
             if stack:
                 sums[stack[-1][1]][turn] -= event["dur"]
             stack.append((begin + event["dur"], key))
-    return [(first[key], middle(own) / 1e3) for key, own in sums.items()]
+    return [(first[key], quick(own) / 1e3) for key, own in sums.items()]
 
 
 def _start(event: Mapping[str, Any]) -> float:
     return float(event["ts"])
 
 
-def middle(values: Sequence[float]) -> float:
-    """The mean of the middle half: robust as the median, finer than a clock of microseconds."""
+def quick(values: Sequence[float]) -> float:
+    """The mean of the quickest three tenths.
+
+    What else a machine does makes kernels slower and never faster, and long ones above all: on a
+    busy one the middle of the runs says more of the scheduler than of the kernel. The mean is finer
+    than a clock of microseconds.
+    """
     ordered = np.sort(np.asarray(values, np.float64))
-    low, high = (round(share * len(ordered)) for share in MIDDLE)
-    return float(np.mean(ordered[low : max(high, low + 1)]))
+    return float(np.mean(ordered[: max(1, round(QUICK * len(ordered)))]))
 
 
 def _kernel(event: Mapping[str, Any], ms: float, nodes: tuple[str, ...]) -> Kernel:

@@ -79,6 +79,7 @@ def benchmark(
     warm_up: int = 3,
     seed: int = 0,
     tell: Callable[[int], object] | None = None,
+    enough: Callable[[Values, Values, Indices], bool] | None = None,
 ) -> tuple[Timing, ...]:
     """Time models on the same inputs; the first is the one that the others are compared with.
 
@@ -93,6 +94,8 @@ def benchmark(
         warm_up: runs of each before that, at least; more until they are stable.
         seed: of the bootstrap.
         tell: is told the number of each round.
+        enough: is asked after the runs of each session, with the wall and the CPU times so far
+            (model, run) and the session (run,) that each is of, whether they suffice.
 
     Raises:
         RunError: ONNX Runtime can't load or run one of them.
@@ -118,7 +121,7 @@ def benchmark(
         return [calls[position] for position in range(len(models))]
 
     wall, cpu, phases, stopped = runner.measured(
-        opened, len(models), runs, seconds, warm_up, tell=tell
+        opened, len(models), runs, seconds, warm_up, tell=tell, enough=enough
     )
     load_ms = [float(np.median(own)) for own in loads]
     every = [shares[position] for position in range(len(models))]

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,6 +147,35 @@ def test_an_interruption_keeps_the_phases_before_it() -> None:
     assert stopped
     assert wall.shape == (2, 2)
     assert phases.tolist() == [0, 0]
+
+
+def test_enough_is_asked_after_each_session_and_ends_it() -> None:
+    seen: list[tuple[int, int, int]] = []
+
+    def enough(wall: Any, cpu: Any, phases: Any) -> bool:
+        seen.append((wall.shape[1], cpu.shape[1], int(phases[-1])))
+        return len(seen) == 2
+
+    _, _, phases, stopped = runner.measured(lambda _: calls([]), 2, 20, warm_up=0, enough=enough)
+    assert seen == [(4, 4, 0), (8, 8, 1)]
+    assert list(phases) == [0] * 4 + [1] * 4
+    assert not stopped
+
+
+def test_warming_up_takes_no_longer_than_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that moves 1 s in each call, and times that never settle."""
+    now = [0.0]
+    log: list[int] = []
+
+    def call() -> None:
+        log.append(len(log))
+        now[0] += 1 + len(log) % 2
+
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    runner.interleaved([call], seconds=4.0, warm_up=2)
+    wall, _, _ = runner.interleaved([call], seconds=0.0, warm_up=2)
+    assert wall.shape == (1, runner.FEWEST)
+    assert len(log) < 4 + 4 + 2 + runner.FEWEST
 
 
 def test_sessions_that_differ_are_no_difference() -> None:

@@ -90,6 +90,7 @@ FLOORS = {
     "choosing": 3,
     "pipeline": 3,
     "finishing": 3,
+    "fronts": 3,
     "trials": 3,
     "workers": 3,
     "timing": 3,

@@ -18,11 +18,11 @@ import onnx
 import pytest
 from typer.testing import CliRunner
 
-from onnxprune import api, api_bench, cli, environment, measuring, pipeline
+from onnxprune import api, api_bench, cli, environment, fronts, measuring, pipeline
 from onnxprune.errors import OnnxPruneError
 from onnxprune.metrics import Evaluation
 from onnxprune.report import benches, charts, latencies, markdown, prunings, sections, writing
-from onnxprune.results import Pace, Report
+from onnxprune.results import Pace, Report, Try
 from onnxprune.target import Target
 from onnxprune.verdict import Check, Verification
 from tests import tiny
@@ -148,7 +148,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     made: Report = api.prune(path, macs=0.5, per_group_from=table, align=1, **given)[1]
     pace = Pace(12.5, 6.125, 2.04, 1.9, 2.1, Target(), "0.5x", 0.5, 6.4, 3)
     notes = (f"a note of {HOSTILE}",)
-    return replace(made, pace=pace, evaluation=Evaluation("top1", 0.9, 0.875, 16), notes=notes)
+    layers = fronts.layer_changes(api.analyse(path), (proto, None), {"x": x[:1]}, Target(), {})
+    tries = (
+        Try(0.75, 0.625, 7.8125, 0.89, 0.97, recovered=False, chosen=False),
+        Try(0.5, 0.49, 6.125, 0.875, 0.96, recovered=True, chosen=True),
+    )
+    made = replace(made, layers=layers, tries=tries, pace=pace, notes=notes)
+    return replace(made, evaluation=Evaluation("top1", 0.9, 0.875, 16))
 
 
 def render(found: Report, suffix: str) -> str:
@@ -179,6 +185,14 @@ def test_tables_hold_the_figures_of_the_json(page: Parsed, data: dict[str, Any])
     (layers,) = page.tables["Recovery"]
     keys = ("node", "before", "after", "strength", "reason")
     assert values(layers) == [row_of(r, *keys) for r in data["recovery"]]
+    (times,) = page.tables["Layers"]
+    keys = ("name", "op", "before_ms", "after_ms", "before_macs", "after_macs", "groups")
+    assert values(times) == [
+        row_of(r, *keys, "before_kernel", "after_kernel") for r in data["layers"]
+    ]
+    (tries,) = page.tables["Tries"]
+    keys = ("macs", "latency", "latency_ms", "metric", "fidelity", "recovered", "chosen")
+    assert [row[1:] for row in values(tries)] == [row_of(r, *keys) for r in data["tries"]]
     (trials,) = page.tables["Sensitivity"]
     keys = ("group", "ratio", "before", "after", "fall", "divergence", "macs", "params")
     assert values(trials) == [row_of(r, *keys) for r in data["sensitivity"]["trials"]]
@@ -275,14 +289,14 @@ def test_a_page_refers_to_nothing_outside(page: Parsed) -> None:
     assert "http" not in page.scripts[0] + page.scripts[2] + page.text
     targets = {f"#{own['id']}" for _, own in page.tags if "id" in own}
     links = [own["href"] for tag, own in page.tags if tag == "a"]
-    assert len(links) == len(set(links)) == 13
+    assert len(links) == len(set(links)) == 15
     assert set(links) <= targets
 
 
 def test_a_page_can_be_heard(page: Parsed) -> None:
     assert ("html", {"lang": "en"}) in page.tags
     drawn = [own for _, own in page.tags if own.get("class") == "chart"]
-    assert len(drawn) == len(json.loads(page.scripts[0])) == 4
+    assert len(drawn) == len(json.loads(page.scripts[0])) == 7
     assert all(own["role"] == "img" and own["aria-label"] for own in drawn)
     heads = [own.get("scope") for tag, own in page.tags if tag == "th"]
     assert set(heads) == {"col", "row"}
@@ -316,9 +330,36 @@ def test_verdicts(report: Report, page: Parsed) -> None:
     )
 
 
+def test_a_front_is_a_line_over_what_all_tries_have(report: Report) -> None:
+    def front(**changed: Any) -> sections.Chart | None:
+        tries = tuple(replace(own, **changed) for own in report.tries)
+        data = json.loads(replace(report, tries=tries).to_json())
+        (own,) = (s for s in prunings.document(data).sections if s.title == "Tries")
+        return next((b for b in own.blocks if isinstance(b, sections.Chart)), None)
+
+    chart = front()
+    assert chart is not None
+    (line,) = chart.series
+    assert (line.name, line.places, line.values) == ("metric", (0.49, 0.625), (0.875, 0.89))
+    by_macs = front(latency=None, latency_ms=None, metric=None)
+    assert by_macs is not None
+    (line,) = by_macs.series
+    assert (line.name, line.places, line.values) == ("fidelity", (0.5, 0.75), (0.96, 0.97))
+    assert front(metric=None, fidelity=None) is None
+
+
 def test_a_bare_report_has_no_empty_sections(report: Report) -> None:
     bare = replace(report, groups=(), recovery=(), sensitivity=None, pace=None, fidelity=())
-    bare = replace(bare, evaluation=None, notes=(), frozen=(), environment={}, verification=None)
+    bare = replace(
+        bare,
+        evaluation=None,
+        notes=(),
+        layers=(),
+        tries=(),
+        frozen=(),
+        environment={},
+        verification=None,
+    )
     found = [own.title for own in prunings.document(json.loads(bare.to_json())).sections]
     expected = ["Summary", "Before and after", "What was asked", "Verification", "Time by pass"]
     assert found == expected
@@ -542,7 +583,7 @@ def test_pages_in_chromium(report: Report, bench: measuring.Bench, tmp_path: Pat
         charts_ = len(json.loads(before.scripts[0]))
         drawn = [str(own.get("class")).split() for _, own in after.tags]
         assert sum("svg-container" in own for own in drawn) == charts_
-        assert charts_ == (4, 7)[number]
+        assert charts_ == (7, 7)[number]
     request = "fetch('http://127.0.0.1:9/x'); Plotly.newPlot("
     for broken, told in (("Plotly.noSuch(", "TypeError"), (request, "Content Security Policy")):
         _, console = opened(html.replace("Plotly.newPlot(id", f"{broken}id"), tmp_path)

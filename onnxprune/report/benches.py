@@ -48,7 +48,7 @@ def _compared(bench: Bench) -> dict[str, Any]:
         for name, own in profiles
     }
     other = {
-        name: [asdict(change) for change in changes(profiles[0][1], own)]
+        name: [asdict(change) for change in changes(profiles[0][1].layers, own.layers)]
         for name, own in profiles[1:]
     }
     return {"sums": sums, "changes": other}
@@ -169,7 +169,9 @@ def _changes(before: Profile, after: Profile, every: bool) -> list[RenderableTyp
         *("layer", "operator", "groups", "ms before", "after", "saved", "MACs before", "after"),
         left=3,
     )
-    found = sorted(changes(before, after), key=lambda c: -max(c.before_ms, c.after_ms))
+    found = sorted(
+        changes(before.layers, after.layers), key=lambda c: -max(c.before_ms, c.after_ms)
+    )
     shown = found if every else found[:SHOWN]
     for change in shown:
         rows.add_row(

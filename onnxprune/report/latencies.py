@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from onnxprune.report.figures import milliseconds
-from onnxprune.report.prunings import before_after, command, environment
+from onnxprune.report.prunings import command, environment, layers
 from onnxprune.report.sections import (
     Block,
     Cell,
@@ -126,19 +126,7 @@ def _label(row: Data) -> str:
 def _profiles(bench: Data) -> list[Section]:
     sections = []
     for model, rows in bench["changes"].items():
-        labels = tuple(row["name"] for row in rows)
-        charts = [
-            Chart("bars", title, axis, before_after(rows, f"before_{key}", f"after_{key}"), labels)
-            for title, axis, key in (
-                ("Milliseconds of each layer", "ms", "ms"),
-                ("Multiply-accumulates of each layer", "MACs", "macs"),
-            )
-        ]
-        keys = ("name", "op", "before_ms", "after_ms", "before_macs", "after_macs", "groups")
-        titles = ("layer", "operator", "ms before", "after", "MACs before", "after", "groups")
-        cells = columns_of(rows, (*keys, "before_kernel", "after_kernel"))
-        listed = table((*titles, "kernel before", "after"), cells)
-        sections.append(Section(f"Layers of {model}, before and after", (*charts, *listed)))
+        sections.append(Section(f"Layers of {model}, before and after", layers(rows)))
     for model, own in bench["profiles"].items():
         sections.append(Section(f"Layers of {model}", tuple(_layers(own, bench["sums"][model]))))
     return sections

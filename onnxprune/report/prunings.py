@@ -87,6 +87,51 @@ def _pace(found: Data) -> list[Block]:
     return [] if pace is None else [*facts(pace)]
 
 
+def _layers(found: Data) -> list[Block]:
+    return [*layers(found.get("layers") or [])]
+
+
+def layers(rows: list[Data]) -> tuple[Block, ...]:
+    """Milliseconds and multiply-accumulates of layers before and after, of any report."""
+    labels = tuple(row["name"] for row in rows)
+    charts = [
+        Chart("bars", title, axis, before_after(rows, f"before_{key}", f"after_{key}"), labels)
+        for title, axis, key in (
+            ("Milliseconds of each layer", "ms", "ms"),
+            ("Multiply-accumulates of each layer", "MACs", "macs"),
+        )
+    ]
+    keys = ("name", "op", "before_ms", "after_ms", "before_macs", "after_macs", "groups")
+    titles = ("layer", "operator", "ms before", "after", "MACs before", "after", "groups")
+    cells = columns_of(rows, (*keys, "before_kernel", "after_kernel"))
+    listed = table((*titles, "kernel before", "after"), cells)
+    return (*charts, *listed) if rows else ()
+
+
+def _tries(found: Data) -> list[Block]:
+    rows = found.get("tries") or []
+    if not rows:
+        return []
+    told = (
+        "What was made on the way to the result. The share of the latency is that of the medians "
+        "of interleaved runs; fidelity is the least of all outputs."
+    )
+    cost = "macs" if any(row["latency"] is None for row in rows) else "latency"
+    worth = "metric" if any(row["metric"] is not None for row in rows) else "fidelity"
+    points = sorted((row[cost], row[worth]) for row in rows if row[worth] is not None)
+    places, values = (tuple(own[k] for own in points) for k in (0, 1))
+    what = {"macs": "MACs", "latency": "latency"}[cost]
+    axis = f"share of the {what} that remains"
+    series = (Series(worth, values, places),)
+    chart = Chart("lines", f"{worth} against {what}", worth, series, other=axis)
+    shares = (Column("MACs that remain", share=True), Column("latency", share=True))
+    keys = ("macs", "latency", "latency_ms", "metric", "fidelity", "recovered", "chosen")
+    titles = (*shares, "ms", "metric", "fidelity", "recovered", "the result")
+    cells = ([str(k), *row] for k, row in enumerate(columns_of(rows, keys), 1))
+    listed = table(("try", *titles), cells)
+    return [told, *([chart] if len(points) > 1 else []), *listed]
+
+
 def _groups(found: Data) -> list[Block]:
     rows = found["groups"]
     if not rows:
@@ -217,6 +262,8 @@ SECTIONS: Final[Mapping[str, Callable[[Data], list[Block]]]] = {
     "Notes": _notes,
     "What was asked": _asked,
     "Groups": _groups,
+    "Layers": _layers,
+    "Tries": _tries,
     "Recovery": _recovery,
     "Sensitivity": _sensitivity,
     "On data": _data,
