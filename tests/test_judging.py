@@ -1,6 +1,7 @@
 """Fidelity, metrics and gates: what they say of outputs that are known by hand."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 import onnxprune
 from onnxprune import judging, runtime
 from onnxprune.errors import GateError, OnnxPruneError
-from onnxprune.fidelity import Fidelity, fidelity
+from onnxprune.fidelity import Fidelity, divergence, fidelity
 from onnxprune.files import load
 from onnxprune.judging import Data, Judge, Judgement
 from onnxprune.metrics import Evaluation, evaluate
@@ -324,3 +325,16 @@ def test_data_knows_one_judge_for_each_model() -> None:
     first = judging.judge_of(one, data)
     assert judging.judge_of(one, data) is first
     assert judging.judge_of(other, data).model is other
+
+
+def test_what_is_not_finite_any_more_is_infinitely_far() -> None:
+    value = np.array([[1.0, 2.0], [3.0, -np.inf]], np.float32)
+    assert divergence([value], [value]) == 0.0
+    for worse in (np.nan, np.inf):
+        other = value.copy()
+        other[0, 0] = worse
+        assert divergence([other], [value]) == math.inf
+    further = value.copy()
+    further[0, 0], further[1, 1] = 4.0, 7.0
+    spread = np.array([1.0, 2.0, 3.0]).var()
+    assert divergence([further], [value]) == pytest.approx(3.0 / spread)

@@ -175,7 +175,8 @@ def conv(kernel: int) -> Coupling:
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_taps_of_a_kernel_are_joined(kernel: int) -> None:
+def test_taps_of_a_kernel_are_joined(monkeypatch: pytest.MonkeyPatch, kernel: int) -> None:
+    monkeypatch.setattr(sys.modules[readers.__module__], "JOINED", 0)
     coupling = conv(kernel)
     feeds = feeds_of(coupling)
     (group,) = coupling.groups
@@ -199,8 +200,20 @@ def test_taps_of_a_kernel_are_joined(kernel: int) -> None:
         assert found[order[:gone]].sum() == pytest.approx(expected, rel=KRONECKER, abs=5e-3)
 
 
-def test_taps_that_say_the_same_count_once() -> None:
+def test_taps_of_a_small_kernel_are_apart() -> None:
+    coupling = conv(3)
+    feeds = feeds_of(coupling)
+    (reader,) = readers(coupling, feeds)
+    assert reader.seen.covariance is not None
+    assert reader.seen.covariance[0].shape == (1, 54, 54)
+    assert (
+        reader.positions[coupling.groups[0].factor].tolist() == np.arange(54).reshape(6, 9).tolist()
+    )
+
+
+def test_taps_that_say_the_same_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a picture is flat, the taps of a kernel add up before they are squared."""
+    monkeypatch.setattr(sys.modules[readers.__module__], "JOINED", 0)
     coupling = conv(3)
     flat = [
         {"x": np.broadcast_to(feed["x"][:, :, :1, :1], feed["x"].shape).copy()}

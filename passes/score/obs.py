@@ -10,10 +10,10 @@ Alistarh 2022, Optimal Brain Compression; on structures: Kurtic et al. 2023, Zip
 group are eliminated greedily, the cheapest first, by the sum over all readers of the group, each in
 shares of its result's variance. So a loss adds up, and compares between groups.
 
-A kernel reads each channel once a tap. Its moments are taken for the Kronecker product of those of
-channels and those of taps (Grosse and Martens 2016, A Kronecker-factored approximate Fisher matrix
-for convolution layers), so that H has a row a channel: 81 times smaller for 3x3, and what it
-chooses is as good on the nets of ``benchmarks.quality``.
+A kernel reads each channel once a tap. Where that is much, its moments are taken for the Kronecker
+product of those of channels and those of taps (Grosse and Martens 2016, A Kronecker-factored
+approximate Fisher matrix for convolution layers), so that H has a row a channel: 81 times smaller
+for 3x3. On the nets of ``benchmarks.quality`` that costs 0 to 0.3 points, so small ones do without.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from onnxprune.runtime import Feeds
 from onnxprune.stepping import Stepper
 from onnxprune.store import Kept, Store
 
+JOINED: Final = 1200  # numbers that a kernel reads; of more, its taps are joined
 ROWS: Final = 16  # rows for each number that a node reads, at most
 LEAST_ROWS: Final = 1 << 13
 SPREAD_ROWS: Final = 1 << 13  # that a result's variance is taken from, about
@@ -38,13 +39,14 @@ Positions = dict[int, Array]  # factor -> (size, t): where its indices stand in 
 
 @dataclass(frozen=True)
 class Seen:
-    """What is known of the numbers that a node reads; taps of a kernel are joined.
+    """What is known of the numbers that a node reads; taps of a large kernel are joined.
 
     Attributes:
         power: (b, d) mean of x^2.
         mean: (b, d) mean of x.
         covariance: of x, (b, d, d), or None where it is too large or not wanted.
-        taps: (t, t) how the taps of one number go together: the mean of its diagonal is 1.
+        taps: (t, t) how the taps of one number go together, where they are joined: the mean of its
+            diagonal is 1.
     """
 
     power: Values = field(repr=False)
@@ -158,14 +160,17 @@ class _Pass:
         own = letter_sizes(linear, self.coupling.factors, {})
         values = self.coupling.model.params[linear.node.inputs[linear.weight]].read()
         weight = linear.matrix(np.asarray(values, np.float32), own)
-        letters = tuple(x for x in linear.inner if x not in linear.taps)
-        sizes = [own[x] for x in letters]
+        joined = linear.taps if weight.shape[1] > JOINED else ()
+        letters = tuple(x for x in linear.inner if x not in joined)
+        kernel = dict(zip(linear.taps, values.shape[2:], strict=False))
+        sizes = [own[x] if x in own else kernel[x] for x in letters]
         positions = self.positions(linear, letters, sizes)
         if not positions:
             return None
         wide = int(np.prod(sizes, dtype=np.int64))
         weight = weight.reshape(len(weight), wide, -1, weight.shape[2])
-        key = linear.view if weight.shape[2] == 1 else linear.node.key
+        single = not linear.taps or set(values.shape[2:]) == {1}
+        key = linear.view if single else linear.node.key
         seen = self.known.get(key)
         if seen is None:
             self.known[key] = seen = self.seen(linear, data, results, own, weight.shape[:3])
