@@ -28,7 +28,7 @@ from onnxprune.results import Pace, Report
 from onnxprune.run import Run, given_inputs, timed_on
 from onnxprune.runtime import Feeds
 from onnxprune.speed import Speed, measured, must_be_faster
-from onnxprune.tuning import Tuned
+from onnxprune.tuning import Tuned, same_masks
 from onnxprune.verdict import Verification
 
 
@@ -71,6 +71,8 @@ def finish(
         raise VerificationError(failure, report)
     _fast_enough(run, pace, made.speed, report)
     report = _judged(run, coupling, proto, report)
+    if run.known is not None:  # of a search the last attempt that passes is what it ends with
+        run.known["fit"] = made.keep, fitted
     _write(run, report, plan, None if target is None else (proto, target, coupling.model))
     if target is None:
         proto = files.with_data(proto, coupling.model.folder)
@@ -86,8 +88,10 @@ def _smaller(
         proto = shrink(coupling, keep, values)
     if not feeds or not keep:
         return proto, values, Recovery({}, ())
-    with run.step("recover") as tell:
-        fitted = recover(coupling, keep, proto, feeds, values=values, seed=seed, progress=tell)
+    known, fitted = (run.known or {}).get("fit", (None, Recovery({}, ())))
+    if known is None or not same_masks(known, keep):
+        with run.step("recover") as tell:
+            fitted = recover(coupling, keep, proto, feeds, values=values, seed=seed, progress=tell)
     values = {**(values or {}), **fitted.values}
     return shrink(coupling, keep, values), values, fitted
 

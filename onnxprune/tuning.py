@@ -95,7 +95,7 @@ def tune(tuner: Tuner, wanted: Goal) -> Tuned:
             keep, notes = tuner.choose(limit)
         except BudgetError as error:
             raise _unreachable(wanted, tried, error) from error
-        if tried and _same(keep, tried[-1].keep):
+        if tried and same_masks(keep, tried[-1].keep):
             break  # there is nothing in between
         before, after = tuner.measure(keep)
         full, predicted = tuner.predicted({}), tuner.predicted(keep)
@@ -121,7 +121,8 @@ def tune(tuner: Tuner, wanted: Goal) -> Tuned:
     return _nearest(wanted, tried)
 
 
-def _same(one: Mapping[int, Mask], other: Mapping[int, Mask]) -> bool:
+def same_masks(one: Mapping[int, Mask], other: Mapping[int, Mask]) -> bool:
+    """Whether two choices keep the same."""
     own = one.keys() == other.keys()
     return own and all(np.array_equal(mask, other[factor]) for factor, mask in one.items())
 
