@@ -69,6 +69,16 @@ class Choice:
         return self.budget if self.speed.goal is None else replace(self.budget, latency_ms=share)
 
 
+@dataclass(frozen=True)
+class Stage:
+    """What the last of several steps begins with."""
+
+    keep: dict[int, Mask]
+    coupling: Coupling
+    costs: CostModel
+    scores: Mapping[int, Values]
+
+
 def analyse(model: Any, rules: Rules, folder: Path | None = None) -> Coupling:
     """Load, normalize and couple.
 
@@ -86,6 +96,7 @@ def choose(
     step_of: StepOf,
     latency: Latency | None = None,
     scored: Mapping[int, Values] | None = None,
+    last: list[Stage] | None = None,
 ) -> tuple[dict[int, Mask], list[str]]:
     """Score and select, in one step or several; masks by factor of the first coupling.
 
@@ -97,6 +108,8 @@ def choose(
         step_of: is entered with the name of each pass.
         latency: a model of the latency, where that is a part of the budget.
         scored: the scores of the first step, where they are known.
+        last: takes what the last of several steps begins with; where it holds that already, only
+            the last choice is made anew.
 
     Returns:
         the masks of the groups that lose something, and notes.
@@ -109,7 +122,12 @@ def choose(
     before, current = costs.cost({}), coupling
     notes: dict[str, list[int]] = {}  # with the steps that they are of
     for step in range(1, steps + 1):
-        if step > 1:
+        if last and step < steps:
+            continue
+        if last:
+            scores, current, costs = last[0].scores, last[0].coupling, last[0].costs
+            keep = {factor: mask.copy() for factor, mask in last[0].keep.items()}
+        elif step > 1:
             small = shrink(coupling, keep)
             if feeds and choice.recover:
                 with step_of("recover") as tell:
@@ -117,9 +135,12 @@ def choose(
                 small = shrink(coupling, keep, found.values)
             current = analyse(small, rules, coupling.model.folder)
             costs = _costs(current, latency)
-        scores = scored if step == 1 else None
-        if scores is None:
-            scores = _scored(current, choice, feeds, step_of)
+        if not last:
+            known = scored if step == 1 else None
+            scores = known or scored_by(current, choice, feeds, step_of)
+        if last == [] and step == steps > 1:
+            own = {factor: mask.copy() for factor, mask in keep.items()}
+            last.append(Stage(own, current, costs, scores))
         with step_of("select"):
             budget = choice.budget.at_step(step, steps, before)
             options = choice.options.at_step(steps)
@@ -159,11 +180,11 @@ def choose_by_latency(
         free = free_groups(coupling, options)
         latency = measured_latency(coupling, costs, steps, free, feeds, target)
 
-    scores = _scored(coupling, choice, batches, step_of)
+    scores, last = scored_by(coupling, choice, batches, step_of), list[Stage]()
 
     def chosen(share: float) -> tuple[dict[int, Mask], tuple[str, ...]]:
         own = replace(choice, budget=choice.whole_budget(share))
-        keep, notes = choose(coupling, own, rules, batches, step_of, latency, scores)
+        keep, notes = choose(coupling, own, rules, batches, step_of, latency, scores, last)
         return keep, tuple(notes)
 
     with step_of("tune"):
@@ -171,9 +192,10 @@ def choose_by_latency(
         return tune(Tuner(coupling, costs, latency, chosen, feeds, target), choice.speed.goal)
 
 
-def _scored(
+def scored_by(
     coupling: Coupling, choice: Choice, feeds: Sequence[Feeds] | None, step_of: StepOf
 ) -> dict[int, Values]:
+    """The scores of all groups by the criterion that is wanted."""
     with step_of("score") as tell:
         return score(coupling, choice.criterion, choice.seed, tell, feeds=feeds)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -55,12 +56,22 @@ def missed(found: Array, expected: Array) -> float:
 
 
 def divergence(found: Sequence[Any], expected: Sequence[Any]) -> float:
-    """How far outputs are from what they were, summed: KL of class scores, else squared error."""
+    """How far outputs are from what they were, summed: KL of class scores, else squared error.
+
+    Infinite where a number is not finite that was; what never was counts for nothing.
+    """
     total = 0.0
     for a, b in zip(found, expected, strict=True):
-        if isinstance(b, np.ndarray) and b.dtype.kind == "f" and b.size and a.shape == b.shape:
+        if not (isinstance(b, np.ndarray) and b.dtype.kind == "f" and a.shape == b.shape):
+            continue
+        there = np.isfinite(b)
+        if not np.isfinite(a[there]).all():
+            return math.inf
+        if there.all() and b.size:
             apart = kl(a, b)
             total += missed(a, b) if apart is None else apart
+        elif there.any():
+            total += missed(a[there], b[there])
     return total
 
 

@@ -32,7 +32,7 @@ from onnxprune.results import Pace, Report
 from onnxprune.run import Run, given_inputs, timed_on
 from onnxprune.runtime import Feeds
 from onnxprune.speed import Speed, measured, must_be_faster
-from onnxprune.tuning import Tuned
+from onnxprune.tuning import Tuned, same_masks
 from onnxprune.verdict import Verification
 
 
@@ -110,7 +110,10 @@ def _proved(
         _write(run, report, None, None)
         raise VerificationError(failure, report)
     _fast_enough(run, pace, made.speed, report)
-    return _with_tries(run, coupling, made, _judged(run, coupling, small, report))
+    report = _judged(run, coupling, small, report)
+    if run.known is not None:  # of a search the last attempt that passes is what it ends with
+        run.known["fit"] = made.keep, fitted
+    return _with_tries(run, coupling, made, report)
 
 
 def _smaller(
@@ -123,9 +126,11 @@ def _smaller(
         proto = shrink(coupling, keep, values, sink)
     if not feeds or not keep:
         return Small(proto, folder, sink), values, Recovery({}, ())
-    seed = made.seed(run)
-    with run.step("recover") as tell:
-        fitted = recover(coupling, keep, proto, feeds, values=values, seed=seed, progress=tell)
+    known, fitted = (run.known or {}).get("fit", (None, Recovery({}, ())))
+    if known is None or not same_masks(known, keep):
+        seed = made.seed(run)
+        with run.step("recover") as tell:
+            fitted = recover(coupling, keep, proto, feeds, values=values, seed=seed, progress=tell)
     values = {**(values or {}), **fitted.values}
     return Small(shrink(coupling, keep, values), folder), values, fitted
 

@@ -27,6 +27,7 @@ from onnxprune.rules.tables import LINEAR, NEUTRAL, UNFOLDED
 from onnxprune.windows import unfolded, unfolded_transposed
 
 BIAS: Final = 2  # the operand that is added
+TAP: Final = "tap "  # how letters of a kernel's axes begin
 UNFOLD: Final = {"conv": unfolded, "transposed": unfolded_transposed}
 Letters = tuple[str, ...]
 Form = tuple[Letters, ...]  # the letters of each axis, a product row-major
@@ -58,6 +59,21 @@ class Linear:
     outer: Letters
     bound: Bound = field(repr=False)
     adds: bool = False
+
+    @property
+    def taps(self) -> Letters:
+        """The letters of a kernel's axes; they stand last among the inner ones."""
+        return tuple(x for x in self.inner if x.startswith(TAP))
+
+    @property
+    def view(self) -> object:
+        """Nodes with the same view read the same rows, as long as they have no taps."""
+        order = (*self.rows, *self.batch, *self.inner)
+        kept = {letter: place for place, letter in enumerate(order)}
+        shape = tuple(tuple(kept[letter] for letter in axis) for axis in self.x)
+        strides = str(self.node.attributes.get("strides", ""))
+        parts = len(self.rows), len(self.batch), strides, UNFOLDED.get(self.node.op)
+        return self.node.inputs[self.data], shape, parts
 
     def inputs(
         self, data: Array, result: Sequence[int], weight: Sequence[int], own: Sizes
@@ -124,7 +140,7 @@ def _formed(coupling: Coupling, bound: Bound, data: int, weight: int) -> Linear 
     if x is None or w is None or y is None:
         return None
     if bound.node.op in UNFOLDED:
-        taps = tuple((f"tap {k}",) for k in range(len(w) - 2))
+        taps = tuple((f"{TAP}{k}",) for k in range(len(w) - 2))
         places = tuple((f"place {k}",) for k in range(len(y) - 2))
         x, w, y = (*x[:2], *places, *taps), (*w[:2], *taps), (*y[:2], *places)
     flat = [tuple(letter for axis in form for letter in axis) for form in (x, w, y)]

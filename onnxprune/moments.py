@@ -17,6 +17,34 @@ from onnxprune.model import Array
 
 WIDE: Final = 6144  # above it a matrix of moments is too dear
 EPSILON: Final = 1e-12
+CHUNK_BYTES: Final = 64 << 20  # of rows that wait to be multiplied: few rows at a time are slow
+
+
+class Squares:
+    """The sum of x'x (b, d, d) over rows x (b, p, d), or that of x^2 (b, 1, d)."""
+
+    def __init__(self, full: bool = True) -> None:
+        self.full = full
+        self.waiting: list[Array] = []
+        self.waiting_bytes = 0
+        self.sums: Values | float = 0.0
+
+    def add(self, rows: Array) -> None:
+        """Take in rows."""
+        self.waiting.append(rows)
+        self.waiting_bytes += rows.nbytes
+        if not self.full or self.waiting_bytes >= CHUNK_BYTES:
+            self.found()
+
+    def found(self) -> Values:
+        """The sum of all so far."""
+        if self.waiting:
+            x = np.concatenate(self.waiting, axis=1)
+            self.waiting, self.waiting_bytes = [], 0
+            turned = x.transpose(0, 2, 1)
+            own = np.matmul(turned, x) if self.full else np.square(x).sum(axis=1)[:, None]
+            self.sums = own.astype(np.float64) + self.sums
+        return np.asarray(self.sums, np.float64)
 
 
 @dataclass
@@ -28,7 +56,8 @@ class Moments:
         cross: sum of x'r (b, d, o).
         energy: sum of r^2.
         count: rows.
-        rows, residuals: the rows themselves, where d is above ``WIDE``; there no index is free.
+        rows, residuals: rows that wait for ``settle``; where d is above ``WIDE`` they are kept as
+            they are, and no index is free.
     """
 
     gram: Values = field(default_factory=lambda: np.zeros((0, 0, 0)), repr=False)
@@ -40,13 +69,20 @@ class Moments:
 
     def add(self, x: Array, r: Array) -> None:
         """Take in rows (b, p, d) and residuals (b, p, o)."""
-        turned = x.transpose(0, 2, 1)
         self.energy += float(np.einsum("bpo,bpo->", r, r, dtype=np.float64))
         self.count += x.shape[1]
-        if x.shape[2] > WIDE:
-            self.rows.append(x)
-            self.residuals.append(r)
+        self.rows.append(x)
+        self.residuals.append(r)
+        if x.shape[2] <= WIDE and sum(rows.nbytes for rows in self.rows) >= CHUNK_BYTES:
+            self.settle()
+
+    def settle(self) -> None:
+        """Multiply the rows that wait."""
+        if not self.rows or self.rows[0].shape[2] > WIDE:
             return
+        x, r = np.concatenate(self.rows, axis=1), np.concatenate(self.residuals, axis=1)
+        self.rows, self.residuals = [], []
+        turned = x.transpose(0, 2, 1)
         gram, cross = np.matmul(turned, x), np.matmul(turned, r)
         if not self.gram.size:
             self.gram, self.cross = gram.astype(np.float64), cross.astype(np.float64)
@@ -56,6 +92,7 @@ class Moments:
 
     def left(self, delta: Array) -> float:
         """The energy of what is missed still, when the weights (b, d, o) change by delta."""
+        self.settle()
         if self.rows:
             pairs = zip(self.rows, self.residuals, strict=True)
             return float(sum(np.square(r - np.matmul(x, delta)).sum() for x, r in pairs))
@@ -69,6 +106,7 @@ def joined(parts: Sequence[Moments]) -> Moments:
     whole = Moments()
     for part in parts:
         if part.count:
+            part.settle()
             whole.energy += part.energy
             whole.count += part.count
             whole.rows += part.rows
@@ -90,6 +128,7 @@ def ridge(moments: Moments, strength: float, free: bool) -> Values:
 
     Reference: Hoerl and Kennard 1970, Ridge regression.
     """
+    moments.settle()
     if moments.rows:
         return _dual(moments, strength)
     gram = moments.gram

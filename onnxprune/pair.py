@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import onnx
 from onnx import helper
 
 from onnxprune import runtime
+from onnxprune.compare import is_float
 from onnxprune.coupling import Coupling
 from onnxprune.errors import RunError
 from onnxprune.full import kept_part
@@ -253,6 +255,32 @@ def side_by_side(
     found = [runner(one, aliases) for one in given]
     for name, alias in asked.items():
         yield name, [one.pop(alias) for one in found], [one.pop(name) for one in wanted]
+
+
+def overflowing(
+    pair: Pair, feeds: Sequence[runtime.Feeds], expected: Sequence[Results]
+) -> str | None:
+    """Which output is not finite where the original is, with nothing masked and nothing fitted."""
+    suspects = [
+        name
+        for name in pair.coupling.model.outputs
+        if any(is_float(own[name]) and not _is_finite(own[name]).all() for own in expected)
+    ]
+    plain = replace(pair, keep={}, values=None).oracle(suspects) if suspects else None
+    for one, own in zip(feeds if plain else (), expected, strict=False):
+        assert plain is not None, "there is no turn without it"
+        for name, value in plain(one, suspects).items():
+            lost = _is_finite(value) & ~_is_finite(own[name])
+            if lost.any():
+                return (
+                    f"output '{name}' is not finite in {int(lost.sum())} of {lost.size} places "
+                    "where the original's is: what is left overflows"
+                )
+    return None
+
+
+def _is_finite(value: Array) -> Array:
+    return np.isfinite(value.astype(np.float64))
 
 
 def portions(pair: Pair, names: Sequence[str], feeds: runtime.Feeds) -> Iterator[list[str]]:

@@ -15,6 +15,7 @@ from onnxprune.choosing import (
     analyse,
     choose,
     choose_by_latency,
+    scored_by,
 )
 from onnxprune.errors import GateError, NothingToPruneError
 from onnxprune.finishing import Made, finish, merged_values
@@ -58,7 +59,7 @@ def prune(run: Run, choice: Choice) -> tuple[Any, Report]:
         loaded = files.load(run.source, rules=run.rules)
     run.must_fit(loaded)
     with run.step("couple"):
-        coupling = analyse(loaded, run.rules)
+        coupling = run.once("coupling", lambda: analyse(loaded, run.rules))
     if not coupling.groups:
         raise NothingToPruneError(explaining.nothing_to_prune(coupling))
     if run.sensitivity is not None:
@@ -73,7 +74,8 @@ def prune(run: Run, choice: Choice) -> tuple[Any, Report]:
     ]
     batches, tuned = _batches(run.data, coupling.model), None
     if choice.speed.goal is None:
-        keep, limits = choose(coupling, choice, run.rules, batches, run.step)
+        scores = run.once("scores", lambda: scored_by(coupling, choice, batches, run.step))
+        keep, limits = choose(coupling, choice, run.rules, batches, run.step, scored=scores)
     else:
         feeds = timed_on(run, coupling.model, choice.seed)
         tuned = choose_by_latency(coupling, choice, run.rules, batches, feeds, run.step)
@@ -85,8 +87,13 @@ def prune(run: Run, choice: Choice) -> tuple[Any, Report]:
 
 
 def _searched(run: Run, choice: Choice) -> tuple[Any, Report]:
-    """The smallest model that the gates let through, by bisection over its MACs."""
+    """The smallest model that the gates let through, by bisection over its MACs.
+
+    The structure and the first scores are found once; an attempt costs a fit and a judgement, and
+    the last one's fit is that of the result.
+    """
     source = files.load(run.source, rules=run.rules)
+    run = replace(run, known={})
     trial = replace(run, source=source, verify=False)
     trial = replace(trial, output=None, plan_output=None, report_output=None)
 

@@ -43,6 +43,7 @@ class Run:
         tries: what was made before, in a search.
         seconds: time by pass.
         report_text: what the report's file holds.
+        known: what runs of one search have in common; None where there is one run alone.
     """
 
     source: Any
@@ -59,6 +60,15 @@ class Run:
     tries: tuple[Try, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     report_text: Callable[[Report], str] = Report.to_json
+    known: dict[str, Any] | None = None
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives: made once in all runs of a search."""
+        if self.known is None:
+            return make()
+        if name not in self.known:
+            self.known[name] = make()
+        return self.known[name]
 
     @contextmanager
     def step(self, name: str) -> Iterator[Progress | None]:

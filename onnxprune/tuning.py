@@ -188,10 +188,11 @@ def _measured(
 
 
 def _is_known(keep: Mapping[int, Mask], tried: Sequence[Tuned]) -> bool:
-    return any(_same(keep, own.keep) for own in tried)
+    return any(same_masks(keep, own.keep) for own in tried)
 
 
-def _same(one: Mapping[int, Mask], other: Mapping[int, Mask]) -> bool:
+def same_masks(one: Mapping[int, Mask], other: Mapping[int, Mask]) -> bool:
+    """Whether two choices keep the same."""
     own = one.keys() == other.keys()
     return own and all(np.array_equal(mask, other[factor]) for factor, mask in one.items())
 

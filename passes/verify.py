@@ -35,6 +35,7 @@ from onnxprune.pair import (
     before,
     behind,
     operators,
+    overflowing,
     portions,
     side_by_side,
 )
@@ -188,6 +189,9 @@ def _verdict(run: _Run, limit: float, adaptive: bool) -> Verification:
     checks, inner = _allowing(noise, checks), _allowing(noise, inner)
     if all(check.ok for check in inner):
         checks = _decided(run, checks)
+    overflow = overflowing(run.pair, run.feeds, run.expected)
+    if overflow is not None:
+        return Verification(limit, tuple(checks), overflow)
     wrong = [check for check in (*checks, *inner) if not check.ok]
     worst = sorted(inner, key=lambda check: check.error / check.allowed)[-1:]
     return Verification(
@@ -323,6 +327,9 @@ def _as_it_is(run: _Run, kind: int) -> tuple[str | None, tuple[str, ...]]:
         found = _all(run.pair.pruned(names), feeds, names)
     except RunError as error:
         return f"the pruned model does not run: {error}", ()
+    overflow = overflowing(run.pair, feeds, expected)
+    if overflow is not None:
+        return f"as {name}, {overflow}", ()
     doubtful = _doubtful(run)
     for check in _outputs(replace(run, expected=expected), found, compare.TOLERANCE[kind]):
         if not check.ok and check.value not in doubtful:

@@ -1,7 +1,9 @@
 """Fidelity, metrics and gates: what they say of outputs that are known by hand."""
 
 import json
+import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ import pytest
 from numpy.typing import NDArray
 
 import onnxprune
-from onnxprune import judging, runtime
+from onnxprune import choosing, finishing, judging, pipeline, runtime, searching
+from onnxprune.budget import Budget, Options
 from onnxprune.errors import GateError, OnnxPruneError
-from onnxprune.fidelity import Fidelity, fidelity
+from onnxprune.fidelity import Fidelity, divergence, fidelity
 from onnxprune.files import load
 from onnxprune.judging import Data, Judge, Judgement
 from onnxprune.metrics import Evaluation, evaluate
@@ -324,3 +327,71 @@ def test_data_knows_one_judge_for_each_model() -> None:
     first = judging.judge_of(one, data)
     assert judging.judge_of(one, data) is first
     assert judging.judge_of(other, data).model is other
+
+
+def test_what_is_not_finite_any_more_is_infinitely_far() -> None:
+    value = np.array([[1.0, 2.0], [3.0, -np.inf]], np.float32)
+    assert divergence([value], [value]) == 0.0
+    for worse in (np.nan, np.inf):
+        other = value.copy()
+        other[0, 0] = worse
+        assert divergence([other], [value]) == math.inf
+    further = value.copy()
+    further[0, 0], further[1, 1] = 4.0, 7.0
+    spread = np.array([1.0, 2.0, 3.0]).var()
+    assert divergence([further], [value]) == pytest.approx(3.0 / spread)
+
+
+def counting(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[int]:
+    """A list that grows with each call of a function of a module."""
+    calls: list[int] = []
+    plain = getattr(module, name)
+
+    def counted(*given: Any, **named: Any) -> Any:
+        calls.append(1)
+        return plain(*given, **named)
+
+    monkeypatch.setattr(module, name, counted)
+    return calls
+
+
+def test_a_search_scores_once_and_fits_once_an_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    proto = classifier()
+    own = data_of(proto)
+    analysed = counting(monkeypatch, pipeline, "analyse")
+    scored = counting(monkeypatch, pipeline, "scored_by")
+    fitted = counting(monkeypatch, finishing, "recover")
+    given: dict[str, Any] = {"calibration": {"x": own["x"]}, "evaluate": own, "align": 1}
+    found, report = onnxprune.prune(proto, max_drop=0.1, **given)
+    assert (len(analysed), len(scored)) == (1, 1)
+    assert 1 <= len(fitted) <= searching.ROUNDS
+    assert report.evaluation is not None
+    assert report.evaluation.drop <= 0.1
+    share = report.after.macs / report.before.macs
+    again, _ = onnxprune.prune(proto, macs=report.settings["macs"], **given)
+    assert share < 1
+    assert found.SerializeToString() == again.SerializeToString(), "as if it were asked for"
+
+
+def test_a_latency_that_is_sought_in_steps_takes_the_first_ones_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    proto = classifier()
+    coupling = choosing.analyse(proto, {})
+    feeds = [{"x": logits(k, 10, 8)} for k in range(4)]
+    fitted = counting(monkeypatch, choosing, "recover")
+    budget, options = Budget(macs=0.5), Options(align=1)
+    choice = choosing.Choice(budget, options, "obs", steps=3, seed=0)
+    last: list[choosing.Stage] = []
+
+    def chosen(macs: float) -> list[int]:
+        own = replace(choice, budget=Budget(macs=macs))
+        keep, _ = choosing.choose(coupling, own, {}, feeds, lambda _: nullcontext(), last=last)
+        return [int(mask.sum()) for mask in keep.values()]
+
+    first = chosen(0.6)
+    assert len(fitted) == 2
+    assert chosen(0.6) == first
+    assert chosen(0.5) < first
+    assert len(fitted) == 2, "nothing is fitted again"
+    assert chosen(0.6) == first, "what is remembered does not change"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from onnxprune import moments
-from onnxprune.moments import Moments, joined, ridge
+from onnxprune.moments import Moments, Squares, joined, ridge
 
 SAME = 1e-4  # relative: rows are float32
 GENERATOR = np.random.default_rng(0)
@@ -57,6 +57,39 @@ def test_what_is_left_is_the_energy_of_the_residual(scale: float) -> None:
     delta = scale * GENERATOR.standard_normal((2, 7, 3))
     expected = float(np.square(R - X.astype(np.float64) @ delta).sum())
     assert streamed().left(delta) == pytest.approx(expected, rel=SAME)
+
+
+def test_rows_that_wait_count_as_those_that_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = streamed()
+    monkeypatch.setattr(moments, "CHUNK_BYTES", 1)
+    at_once = Moments()
+    for start in range(0, 60, 20):
+        at_once.add(X[:, start : start + 20], R[:, start : start + 20])
+        assert not at_once.rows
+    late = Moments()
+    monkeypatch.setattr(moments, "CHUNK_BYTES", 2 * 2 * 20 * 7 * 4)
+    for start in range(0, 60, 20):
+        late.add(X[:, start : start + 20], R[:, start : start + 20])
+    assert len(late.rows) == 1, "of three, two have been multiplied"
+    delta = GENERATOR.standard_normal((2, 7, 3))
+    for other in (at_once, late):
+        assert other.left(delta) == pytest.approx(waiting.left(delta), rel=SAME)
+        assert np.allclose(ridge(other, 0.1, True), ridge(waiting, 0.1, True), rtol=1e-3)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 2000, 1 << 20])
+@pytest.mark.parametrize("full", [False, True])
+def test_squares_of_rows_are_summed(
+    monkeypatch: pytest.MonkeyPatch, full: bool, chunk_bytes: int
+) -> None:
+    monkeypatch.setattr(moments, "CHUNK_BYTES", chunk_bytes)
+    found = Squares(full)
+    for start in range(0, 60, 20):
+        found.add(X[:, start : start + 20])
+    wide = X.astype(np.float64)
+    expected = wide.transpose(0, 2, 1) @ wide if full else np.square(wide).sum(axis=1)[:, None]
+    assert np.abs(found.found() - expected).max() <= SAME * np.abs(expected).max()
+    assert np.array_equal(found.found(), found.found()), "to look changes nothing"
 
 
 def test_nothing_joined_is_nothing() -> None:

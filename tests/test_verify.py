@@ -348,6 +348,31 @@ def test_replaced_values_are_the_oracles_too() -> None:
     assert not verify(coupling, keep, proto).ok
 
 
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.FLOAT16])
+def test_an_output_that_overflows_dies_though_the_oracle_overflows_too(kind: int) -> None:
+    coupling = coupled(residual(kind))
+    keep = halves(coupling)
+    old = coupling.model.params["w2"].read()
+    values = {"w2": np.full(old.shape, np.finfo(old.dtype).max, old.dtype)}
+    found = verify(coupling, keep, shrink(coupling, keep, values), values=values)
+    assert not found.ok
+    assert "is not finite in" in found.summary()
+    assert "where the original's is: what is left overflows" in found.summary()
+
+
+def test_an_output_that_is_infinite_already_passes() -> None:
+    coupling = coupled(
+        model(
+            [node("MatMul", "x w", "a"), node("MatMul", "a v", "b"), node("Add", "b i", "y")],
+            {"x": [3, 4]},
+            {"y": [3, 2]},
+            {"w": weight(0, 4, 6), "v": weight(1, 6, 2), "i": np.array([0, -np.inf], np.float32)},
+        )
+    )
+    keep = halves(coupling)
+    assert verify(coupling, keep, shrink(coupling, keep)).ok
+
+
 def test_external_data_stays_outside(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx.save_model(residual(), path, save_as_external_data=True, size_threshold=0)

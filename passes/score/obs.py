@@ -9,12 +9,18 @@ of its result's energy (Hassibi and Stork 1993, Optimal Brain Surgeon; on column
 Alistarh 2022, Optimal Brain Compression; on structures: Kurtic et al. 2023, ZipLM). Indices of a
 group are eliminated greedily, the cheapest first, by the sum over all readers of the group, each in
 shares of its result's variance. So a loss adds up, and compares between groups.
+
+A kernel reads each channel once a tap. Where that is much, its moments are taken for the Kronecker
+product of those of channels and those of taps (Grosse and Martens 2016, A Kronecker-factored
+approximate Fisher matrix for convolution layers), so that H has a row a channel: 81 times smaller
+for 3x3. On the nets of ``benchmarks.quality`` that costs 0 to 0.3 points, so small ones do without.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -23,22 +29,25 @@ from onnxprune.axes import Values
 from onnxprune.coupling import Coupling
 from onnxprune.model import Array
 from onnxprune.passes.score.criteria import Scores, Settings, l2
-from onnxprune.passes.score.readers import Reader, readers
+from onnxprune.passes.score.readers import JITTER, Reader, readers
+from onnxprune.refit import TINY
 
 CHUNKS: Final = 48  # eliminations of a group, at most: then several indices go at once
 DAMPING: Final = 1e-3  # of the mean energy of what is read
 FLOOR: Final = 1e-12
+LIMIT_BYTES: Final = 1 << 30  # of a group's moments at once; above it a group goes in rounds
+ROUNDS: Final = 4
 Judge = Callable[[Coupling, Sequence[Reader]], dict[int, Values]]
 
 
 def obs(coupling: Coupling, settings: Settings) -> Scores:
     """What an index's loss costs when all others make up for it; see the module's docstring."""
-    return _scored(coupling, settings, losses)
+    return _scored(coupling, settings, losses, moments=True)
 
 
 def activation(coupling: Coupling, settings: Settings) -> Scores:
     """The energy of what is read at each index (Polyak and Wolf 2015)."""
-    return _scored(coupling, settings, _summed(lambda reader: reader.power.sum(axis=0)))
+    return _scored(coupling, settings, _summed(lambda reader: reader.seen.power.sum(axis=0)))
 
 
 def wanda(coupling: Coupling, settings: Settings) -> Scores:
@@ -51,13 +60,19 @@ def flap(coupling: Coupling, settings: Settings) -> Scores:
     return _scored(coupling, settings, _summed(lambda reader: reader.fluctuation))
 
 
-def _scored(coupling: Coupling, settings: Settings, judge: Judge) -> Scores:
+def _scored(coupling: Coupling, settings: Settings, judge: Judge, moments: bool = False) -> Scores:
     """Losses as norms: their roots, times the group's size.
 
     A group that nothing reads in a product (a recurrent layer's hidden units) goes by l2.
     """
     assert settings.feeds, "score has checked it"
-    own = readers(coupling, settings.feeds, seed=settings.seed, progress=settings.progress)
+    own = readers(
+        coupling,
+        settings.feeds,
+        seed=settings.seed,
+        progress=settings.progress,
+        moments=moments,
+    )
     found = judge(coupling, own)
     if len(found) < len(coupling.groups):
         plain = l2(coupling, settings)
@@ -93,50 +108,75 @@ def losses(coupling: Coupling, readers: Sequence[Reader]) -> dict[int, Values]:
     """
     found = {}
     for group in coupling.groups:
-        own = [reader for reader in readers if group.factor in reader.positions]
-        if own:
-            found[group.factor] = _eliminated([_Cost.of(r, group.factor) for r in own], group.size)
+        sets = _together(readers, group.factor)
+        if not sets:
+            continue
+        makers = [partial(_Cost.of, own, group.factor) for own in sets]
+        if sum(_size_bytes(own) for own in sets) <= LIMIT_BYTES:
+            found[group.factor] = _eliminated([make() for make in makers], group.size)
+        else:
+            found[group.factor] = _in_rounds(makers, group.size)
     return found
+
+
+def _together(readers: Sequence[Reader], factor: int) -> list[list[Reader]]:
+    """The readers of a group; those that read the same rows stand together."""
+    found: dict[object, list[Reader]] = {}
+    for number, reader in enumerate(readers):
+        if factor in reader.positions:
+            shared = reader.weight is not None
+            key = (id(reader.seen), reader.positions[factor].tobytes()) if shared else number
+            found.setdefault(key, []).append(reader)
+    return list(found.values())
+
+
+def _size_bytes(own: Sequence[Reader]) -> int:
+    """What the moments of readers that stand together take."""
+    batch, wide = own[0].seen.power.shape
+    return 0 if own[0].weight is None else 2 * 8 * batch * wide * wide
 
 
 @dataclass
 class _Cost:
-    """What one reader loses.
+    """What readers of the same rows lose.
 
     Attributes:
-        scale: what a unit of energy counts.
         positions: (size, t) where the group's indices stand among what is left.
         energy: (size,) of each index by itself, where there are no moments.
-        inverse: (b, d, d) of the moments of what is left, damped; or None.
-        weight: (b, d, o) refitted to what is left.
+        inverse: (b, d, d) of the covariance of what is left, damped; or None.
+        weight: (b, d, r) refitted to what is left, in shares of the results' variances.
     """
 
-    scale: float
     positions: Array
     energy: Values
     inverse: Values | None = None
     weight: Values | None = None
 
     @staticmethod
-    def of(reader: Reader, factor: int) -> _Cost:
-        positions = reader.positions[factor]
-        scale = 1 / max(reader.total, FLOOR)
-        energy = reader.energy[positions].sum(axis=1)
-        if reader.gram is None or reader.weight is None:
-            return _Cost(scale, positions, energy)
-        gram = reader.gram.copy()
-        wide = gram.shape[1] - 1
-        mean = np.einsum("bdd->bd", gram)[:, :wide].mean(axis=1, keepdims=True)
-        np.einsum("bdd->bd", gram)[:, :wide] += DAMPING * mean + FLOOR
-        weight = np.concatenate(
-            [reader.weight, np.zeros((*reader.weight.shape[:1], 1, reader.weight.shape[2]))], axis=1
-        ).astype(np.float64)
-        return _Cost(scale, positions, energy, np.asarray(np.linalg.inv(gram), np.float64), weight)
+    def of(readers: Sequence[Reader], factor: int) -> _Cost:
+        first = readers[0]
+        positions = first.positions[factor]
+        scales = [1 / max(reader.total, FLOOR) for reader in readers]
+        energies = (s * r.energy[positions].sum(1) for s, r in zip(scales, readers, strict=True))
+        energy = np.sum(list(energies), axis=0)
+        covariance = first.seen.covariance
+        if covariance is None:
+            return _Cost(positions, energy)
+        gram = covariance[0].astype(np.float64)
+        diagonal = np.einsum("bdd->bd", gram)
+        diagonal += DAMPING * first.seen.power.mean(axis=1, keepdims=True) + FLOOR
+        inverse = np.asarray(np.linalg.inv(gram), np.float64)
+        weights = [
+            np.sqrt(scale) * reader.weight[0].astype(np.float64)
+            for scale, reader in zip(scales, readers, strict=True)
+            if reader.weight is not None
+        ]
+        return _Cost(positions, energy, inverse, _narrowed(weights))
 
     def each(self, left: Array) -> Values:
         """What each of the indices that are left would cost by itself."""
         if self.inverse is None or self.weight is None:
-            return self.scale * self.energy[left]
+            return self.energy[left]
         where = self.positions[left]
         blocks = self.inverse[:, where[:, :, None], where[:, None, :]]
         weights = self.weight[:, where]
@@ -145,26 +185,39 @@ class _Cost:
         else:
             solved = np.linalg.solve(blocks, weights)
             lost = np.einsum("bnto,bnto->bn", weights, solved)
-        return np.asarray(self.scale * lost.sum(axis=0))
+        return np.asarray(lost.sum(axis=0))
 
     def remove(self, gone: Array) -> float:
         """Take indices out, refit what is left, and tell what it cost."""
+        if not len(gone):
+            return 0.0
         if self.inverse is None or self.weight is None:
-            return self.scale * float(self.energy[gone].sum())
+            return float(self.energy[gone].sum())
         where = self.positions[gone].reshape(-1)
-        inverse, weight = self.inverse, self.weight
-        block = inverse[:, where[:, None], where]
-        solved = np.linalg.solve(block, weight[:, where])
-        cost = float(np.einsum("bpo,bpo->", weight[:, where], solved))
-        left = np.setdiff1d(np.arange(inverse.shape[1]), where, assume_unique=True)
-        across = inverse[:, left[:, None], where]
-        self.weight = weight[:, left] - np.matmul(across, solved)
-        turned = np.linalg.solve(block, across.transpose(0, 2, 1))
-        self.inverse = inverse[:, left[:, None], left] - np.matmul(across, turned)
-        moved = np.full(inverse.shape[1], -1)
+        block = self.inverse[:, where[:, None], where]
+        lost = self.weight[:, where]
+        solved = np.linalg.solve(block, lost)
+        left = np.setdiff1d(np.arange(self.inverse.shape[1]), where, assume_unique=True)
+        rows = self.inverse.take(left, axis=1)
+        across = rows.take(where, axis=2)
+        self.weight = self.weight.take(left, axis=1) - np.matmul(across, solved)
+        self.inverse = rows.take(left, axis=2)
+        self.inverse -= np.matmul(across, np.linalg.solve(block, across.transpose(0, 2, 1)))
+        moved = np.full(rows.shape[2], -1)
         moved[left] = np.arange(len(left))
         self.positions = moved[self.positions]
-        return self.scale * cost
+        return float(np.einsum("bpo,bpo->", lost, solved))
+
+
+def _narrowed(weights: Sequence[Values]) -> Values:
+    """Columns (b, d, r) side by side, as no more than d columns of the same products."""
+    joined = np.concatenate(weights, axis=2)
+    if joined.shape[2] <= joined.shape[1]:
+        return joined
+    products = np.matmul(joined, joined.transpose(0, 2, 1))
+    diagonal = np.einsum("bdd->bd", products)
+    diagonal += JITTER * diagonal.mean(axis=1, keepdims=True) + TINY
+    return np.asarray(np.linalg.cholesky(products), np.float64)
 
 
 def _eliminated(costs: Sequence[_Cost], size: int) -> Values:
@@ -183,4 +236,35 @@ def _eliminated(costs: Sequence[_Cost], size: int) -> Values:
         found[gone] = highest * (1 + 1e-6 * share)
         left = np.setdiff1d(left, gone, assume_unique=True)
     found[left] = max(highest, FLOOR) * size
+    return found
+
+
+def _in_rounds(makers: Sequence[Callable[[], _Cost]], size: int) -> Values:
+    """The same for readers whose moments do not fit into memory together: a few rounds.
+
+    In each the readers come one after the other, refitted to what is left, and a share of the
+    indices goes. What a round has cost is seen in the next one.
+    """
+    found = np.zeros(size)
+    left, gone, last = np.arange(size), np.arange(0), np.arange(0)
+    before = highest = 0.0
+    for turn in range(ROUNDS):
+        each, total = np.zeros(len(left)), 0.0
+        for make in makers:
+            cost = make()
+            total += cost.remove(gone)
+            each += cost.each(left)
+        if len(last):
+            highest = max(highest, (total - before) / len(last))
+            share = found[last] / max(found[last].mean(), FLOOR)
+            found[last] = highest * (1 + 1e-6 * share)
+        found[left] = highest + np.maximum(each, FLOOR)
+        if turn < ROUNDS - 1 and len(left) > 1:
+            cheapest = np.argsort(each, kind="stable")[: min(-(-size // ROUNDS), len(left) - 1)]
+            last, before = left[cheapest], total
+            found[last] = each[cheapest]
+            gone = np.concatenate([gone, last])
+            left = np.setdiff1d(left, last, assume_unique=True)
+        else:
+            last = np.arange(0)
     return found

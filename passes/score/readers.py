@@ -16,21 +16,43 @@ import numpy as np
 
 from onnxprune.axes import Opaque, Values
 from onnxprune.coupling import Bound, Coupling
-from onnxprune.linear import Letters, Linear, letter_sizes, linear_of, picked
+from onnxprune.linear import Letters, Linear, Sizes, letter_sizes, linear_of, picked
 from onnxprune.model import Array
-from onnxprune.moments import WIDE
+from onnxprune.moments import WIDE, Squares
 from onnxprune.notation import Axis
 from onnxprune.passes.score.magnitude import Progress
 from onnxprune.passes.score.slices import rows
 from onnxprune.polynomials import Indices
-from onnxprune.refit import Spread
+from onnxprune.refit import TINY, Spread
 from onnxprune.runtime import Feeds
 from onnxprune.stepping import Stepper
-from onnxprune.store import Kept
+from onnxprune.store import Kept, Store
 
+JOINED: Final = 1200  # numbers that a kernel reads; of more, its taps are joined
 ROWS: Final = 16  # rows for each number that a node reads, at most
 LEAST_ROWS: Final = 1 << 13
+SPREAD_ROWS: Final = 1 << 13  # that a result's variance is taken from, about
+LIMIT_BYTES: Final = 256 << 20  # of moments and weights in memory; others wait on disk
+JITTER: Final = 1e-9  # of the mean of a diagonal, so that its matrix has a root
 Positions = dict[int, Array]  # factor -> (size, t): where its indices stand in what is read
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of the numbers that a node reads; taps of a large kernel are joined.
+
+    Attributes:
+        power: (b, d) mean of x^2.
+        mean: (b, d) mean of x.
+        covariance: of x, (b, d, d), or None where it is too large or not wanted.
+        taps: (t, t) how the taps of one number go together, where they are joined: the mean of its
+            diagonal is 1.
+    """
+
+    power: Values = field(repr=False)
+    mean: Values = field(repr=False)
+    covariance: Kept | None = field(default=None, repr=False)
+    taps: Values = field(default_factory=lambda: np.ones((1, 1)), repr=False)
 
 
 @dataclass(frozen=True)
@@ -39,20 +61,17 @@ class Reader:
 
     Attributes:
         node: its label.
-        gram: mean of x'x (b, d, d) over rows, or None where it is too large or there is no weight.
-        weight: (b, d, o), or None where there is none.
-        power: (b, d) mean of x^2.
-        mean: (b, d) mean of x.
+        seen: what it reads.
+        weight: (b, d, r), or None where there are no moments: r columns whose products are those
+            of all outer weights, each tap weighed by what it sees.
         squares: (b, d) sum of the weights' squares over outer indices; 1 where there is none.
         total: the result's variance, summed over outer indices, a row.
         positions: where the groups' indices stand.
     """
 
     node: str
-    gram: Values | None = field(repr=False)
-    weight: Values | None = field(repr=False)
-    power: Values = field(repr=False)
-    mean: Values = field(repr=False)
+    seen: Seen
+    weight: Kept | None = field(repr=False)
     squares: Values = field(repr=False)
     total: float
     positions: Positions = field(repr=False)
@@ -60,12 +79,12 @@ class Reader:
     @property
     def energy(self) -> Values:
         """What each read number (d,) adds to the result's energy by itself."""
-        return np.asarray((self.power * self.squares).sum(axis=0), np.float64)
+        return np.asarray((self.seen.power * self.squares).sum(axis=0), np.float64)
 
     @property
     def fluctuation(self) -> Values:
         """The same, without what a bias makes up for."""
-        varied = np.maximum(self.power - np.square(self.mean), 0)
+        varied = np.maximum(self.seen.power - np.square(self.seen.mean), 0)
         return np.asarray((varied * self.squares).sum(axis=0), np.float64)
 
 
@@ -75,6 +94,7 @@ def readers(
     *,
     seed: int = 0,
     progress: Progress | None = None,
+    moments: bool = True,
 ) -> list[Reader]:
     """All nodes that read indices of groups, in topological order.
 
@@ -83,11 +103,11 @@ def readers(
         feeds: calibration inputs.
         seed: of the choice of rows.
         progress: is told the label of each node.
+        moments: whether covariances are wanted, or powers and means alone.
     """
     stepper = Stepper(coupling.model.proto, coupling.model.folder, feeds)
-    generator = np.random.default_rng(seed)
     groups = {group.factor for group in coupling.groups}
-    work = _Pass(coupling, stepper, groups, generator)
+    work = _Pass(coupling, stepper, groups, np.random.default_rng(seed), moments)
     order = [b for b in coupling.bound if b.node.key in stepper.index]
     found = []
     for bound in sorted(order, key=lambda b: stepper.index[b.node.key]):
@@ -117,6 +137,9 @@ class _Pass:
     stepper: Stepper
     groups: set[int]
     generator: np.random.Generator
+    moments: bool
+    store: Store = field(default_factory=lambda: Store(LIMIT_BYTES))
+    known: dict[object, Seen] = field(default_factory=dict)
 
     def read(self, bound: Bound) -> Reader | None:
         """The node's reader; the node has run then."""
@@ -137,36 +160,75 @@ class _Pass:
         own = letter_sizes(linear, self.coupling.factors, {})
         values = self.coupling.model.params[linear.node.inputs[linear.weight]].read()
         weight = linear.matrix(np.asarray(values, np.float32), own)
-        batch, wide = weight.shape[:2]
-        sizes = [own.get(x) or values.shape[2 + int(x.split()[1])] for x in linear.inner]
-        positions = self.positions(linear, linear.inner, sizes)
+        joined = linear.taps if weight.shape[1] > JOINED else ()
+        letters = tuple(x for x in linear.inner if x not in joined)
+        kernel = dict(zip(linear.taps, values.shape[2:], strict=False))
+        sizes = [own[x] if x in own else kernel[x] for x in letters]
+        positions = self.positions(linear, letters, sizes)
         if not positions:
             return None
-        limit = -(-max(ROWS * wide, LEAST_ROWS) // len(data))
-        full = wide <= WIDE
-        moments, sums = np.zeros((batch, 1, 1)), np.zeros((batch, wide))
-        spread, count = Spread(), 0
+        wide = int(np.prod(sizes, dtype=np.int64))
+        weight = weight.reshape(len(weight), wide, -1, weight.shape[2])
+        single = not linear.taps or set(values.shape[2:]) == {1}
+        key = linear.view if single else linear.node.key
+        seen = self.known.get(key)
+        if seen is None:
+            self.known[key] = seen = self.seen(linear, data, results, own, weight.shape[:3])
+        mixed = None
+        if seen.covariance is not None:
+            mixed = self.store.keep((_mixed(weight, seen.taps),))
+        squares = np.square(weight, dtype=np.float64).sum(axis=(2, 3))
+        total = self.variance(linear, results, own)
+        return Reader(linear.node.label, seen, mixed, squares, total, positions)
+
+    def seen(
+        self, linear: Linear, data: Kept, results: Kept, own: Sizes, shape: tuple[int, ...]
+    ) -> Seen:
+        """What a node (b, d, t) reads, from a choice of rows."""
+        batch, wide, taps = shape
+        full = self.moments and wide <= WIDE
+        limit = -(-max(int(ROWS * wide / taps**0.5), LEAST_ROWS) // len(data))
+        kernel = self.coupling.model.params[linear.node.inputs[linear.weight]].shape
+        squares = Squares(full)
+        along, sums, count = np.zeros((taps, taps)), np.zeros((batch, wide, taps)), 0
         for one, result in zip(data, results, strict=True):
-            x = linear.inputs(one, result.shape, values.shape, own)
+            x = linear.inputs(one, result.shape, kernel, own)
             places = _places(x.shape[: len(linear.rows)], limit, self.generator)
-            flat = picked(x, len(linear.rows), places).reshape(len(places), batch, wide)
-            usual = np.isfinite(flat).all(axis=(1, 2))
-            flat, places = flat[usual], places[usual]
-            x = np.ascontiguousarray(flat.transpose(1, 0, 2), np.float32)
-            own_moments = (
-                np.matmul(x.transpose(0, 2, 1), x) if full else np.square(x).sum(1)[:, None]
-            )
-            moments = moments + own_moments
-            sums += x.sum(axis=1)
-            y = picked(linear.outputs(result, own), len(linear.rows), places)
-            spread.add(y.reshape(1, len(places), -1))
-            count += len(places)
-        moments, mean = moments / max(count, 1), sums / max(count, 1)
-        power = np.einsum("bdd->bd", moments) if full else moments[:, 0]
-        squares = np.square(weight.astype(np.float64)).sum(axis=2)
-        gram = _extended(moments, mean) if full else None
-        seen = (gram, weight if full else None, power, mean, squares)
-        return Reader(linear.node.label, *seen, spread.variance() / max(count, 1), positions)
+            flat = picked(x, len(linear.rows), places).reshape(len(places), batch, wide, taps)
+            flat = np.asarray(flat[np.isfinite(flat).all(axis=(1, 2, 3))], np.float32)
+            sums += flat.sum(axis=0, dtype=np.float64)
+            count += len(flat)
+            if taps > 1:
+                lines = flat.reshape(-1, taps)
+                along += lines.T @ lines
+            turned = flat.transpose(1, 0, 3, 2).reshape(batch, -1, wide)
+            squares.add(np.ascontiguousarray(turned))
+        count = max(count, 1)
+        means = sums / count
+        found = squares.found() / (count * taps)
+        mean = means.mean(axis=2)
+        if not full:
+            return Seen(found[:, 0], mean)
+        power = np.einsum("bdd->bd", found).copy()
+        found -= np.matmul(means, means.transpose(0, 2, 1)) / taps
+        centred = along / count - np.einsum("bdt,bds->ts", means, means)
+        scale = max(float(np.trace(centred)) / taps, TINY)
+        together = centred / scale if taps > 1 else np.ones((1, 1))
+        kept = self.store.keep((found.astype(np.float32),))
+        return Seen(power, mean, kept, together)
+
+    def variance(self, linear: Linear, results: Kept, own: Sizes) -> float:
+        """The result's variance, summed over outer indices, a row."""
+        spread, count = Spread(), 0
+        for result in results:
+            y = linear.outputs(result, own)
+            limit = -(-SPREAD_ROWS // len(results))
+            places = _places(y.shape[: len(linear.rows)], limit, self.generator)
+            rows = picked(y, len(linear.rows), places).reshape(len(places), -1)
+            rows = rows[np.isfinite(rows).all(axis=1)]
+            spread.add(rows[None])
+            count += len(rows)
+        return spread.variance() / max(count, 1)
 
     def product(self, bound: Bound, reads: dict[str, Kept | None], results: Kept) -> Reader | None:
         """The reader of a product of two computed values: x (..., m, k) and w (..., k, n)."""
@@ -195,8 +257,8 @@ class _Pass:
             energy = energy + joint.reshape(-1, int(np.prod(joint.shape[len(shared) :]))).sum(0)
         total = sum(float(np.square(own.astype(np.float64)).sum()) for own in results)
         power = np.atleast_2d(energy)
-        seen = (None, None, power, np.zeros_like(power), np.ones_like(power))
-        return Reader(node.label, *seen, total, positions)
+        seen = Seen(power, np.zeros_like(power))
+        return Reader(node.label, seen, None, np.ones_like(power), total, positions)
 
     def positions(self, at: Linear | Bound, letters: Letters, sizes: Sequence[int]) -> Positions:
         """Where each group's indices stand among the numbers that are read."""
@@ -227,10 +289,16 @@ def _places(shape: Sequence[int], limit: int, generator: np.random.Generator) ->
     return np.sort(generator.choice(there, limit, replace=False))
 
 
-def _extended(moments: Values, mean: Values) -> Values:
-    """The moments of (x, 1): what a bias can make up for costs nothing."""
-    batch, wide, _ = moments.shape
-    found = np.ones((batch, wide + 1, wide + 1))
-    found[:, :wide, :wide] = moments
-    found[:, wide, :wide] = found[:, :wide, wide] = mean
-    return found
+def _mixed(weight: Array, taps: Values) -> Array:
+    """Weights (b, d, t, o) as columns (b, d, r) of the same products, r at most d."""
+    count, wide, kernel, outer = weight.shape
+    if kernel > 1:
+        root = np.linalg.cholesky(taps + JITTER * np.eye(kernel))
+        weight = np.einsum("bdto,ts->bdso", weight, root.astype(np.float32), optimize=True)
+    flat = weight.reshape(count, wide, kernel * outer)
+    if kernel * outer <= wide:
+        return np.asarray(flat, np.float32)
+    products = np.matmul(flat, flat.transpose(0, 2, 1)).astype(np.float64)
+    diagonal = np.einsum("bdd->bd", products)
+    diagonal += JITTER * diagonal.mean(axis=1, keepdims=True) + TINY
+    return np.asarray(np.linalg.cholesky(products), np.float32)
