@@ -169,7 +169,8 @@ def prune(
             on the command line (``"50%"``, ``"300M"``) are read as well, here and below.
         params: the same for parameters.
         size_bytes: the same for the bytes of the file.
-        peak_bytes: the same for the bytes of activations alive at once.
+        peak_bytes: the same for the bytes of activations, as ONNX Runtime plans them (counted at
+            the node where most are alive, and corrected by its plan).
         latency: the time of a run that may remain, as a share of the original's (``0.5``,
             ``"0.5x"``) or in milliseconds (``"8ms"``); it is measured, and met within 5 %.
         criterion: see ``CRITERIA``.

@@ -12,11 +12,13 @@ import numpy as np
 
 from onnxprune import files
 from onnxprune.alignment import alignment
+from onnxprune.amounts import size
+from onnxprune.arena import arena
 from onnxprune.axes import Mask, Values
 from onnxprune.budget import Budget, Options, free_groups
 from onnxprune.cost import CostModel, cost_model
 from onnxprune.coupling import Coupling
-from onnxprune.errors import OnnxPruneError
+from onnxprune.errors import BudgetError, OnnxPruneError, RunError
 from onnxprune.latency import Latency, with_latency
 from onnxprune.passes.couple import couple
 from onnxprune.passes.normalize import normalize
@@ -34,6 +36,9 @@ Progress = Callable[[str], None]
 Rules = Mapping[str, Row]
 ANY_SPEED: Final = Speed()
 StepOf = Callable[[str], AbstractContextManager[Progress | None]]
+ARENA_TRIES: Final = 8
+ARENA_CLOSE: Final = 0.95  # of what is allowed: near enough
+ARENA_SPARE: Final = 0.99  # aims a little below what is allowed
 
 
 @dataclass(frozen=True)
@@ -69,16 +74,6 @@ class Choice:
         return self.budget if self.speed.goal is None else replace(self.budget, latency_ms=share)
 
 
-@dataclass(frozen=True)
-class Stage:
-    """What the last of several steps begins with."""
-
-    keep: dict[int, Mask]
-    coupling: Coupling
-    costs: CostModel
-    scores: Mapping[int, Values]
-
-
 def analyse(model: Any, rules: Rules, folder: Path | None = None) -> Coupling:
     """Load, normalize and couple.
 
@@ -88,17 +83,8 @@ def analyse(model: Any, rules: Rules, folder: Path | None = None) -> Coupling:
     return couple(normalize(files.load(model, folder=folder, rules=rules), rules), rules)
 
 
-def choose(
-    coupling: Coupling,
-    choice: Choice,
-    rules: Rules,
-    feeds: Sequence[Feeds] | None,
-    step_of: StepOf,
-    latency: Latency | None = None,
-    scored: Mapping[int, Values] | None = None,
-    last: list[Stage] | None = None,
-) -> tuple[dict[int, Mask], list[str]]:
-    """Score and select, in one step or several; masks by factor of the first coupling.
+class Chooser:
+    """Scores and selects, in one step or several; what comes before the last choice is done once.
 
     Args:
         coupling: the structure of the model.
@@ -107,51 +93,81 @@ def choose(
         feeds: calibration inputs; between steps the model is recovered on them.
         step_of: is entered with the name of each pass.
         latency: a model of the latency, where that is a part of the budget.
-        scored: the scores of the first step, where they are known.
-        last: takes what the last of several steps begins with; where it holds that already, only
-            the last choice is made anew.
+        scores: the scores of the first step, where they are known.
 
-    Returns:
-        the masks of the groups that lose something, and notes.
+    Raises:
+        OnnxPruneError: the number of steps makes no sense.
     """
-    steps = choice.steps
-    if steps < 1:
-        raise OnnxPruneError(f"steps is {steps}: it must be at least 1")
-    keep: dict[int, Mask] = {g.factor: np.ones(g.size, bool) for g in coupling.groups}
-    costs = _costs(coupling, latency)
-    before, current = costs.cost({}), coupling
-    notes: dict[str, list[int]] = {}  # with the steps that they are of
-    for step in range(1, steps + 1):
-        if last and step < steps:
-            continue
-        if last:
-            scores, current, costs = last[0].scores, last[0].coupling, last[0].costs
-            keep = {factor: mask.copy() for factor, mask in last[0].keep.items()}
-        elif step > 1:
-            small = shrink(coupling, keep)
-            if feeds and choice.recover:
-                with step_of("recover") as tell:
-                    found = recover(coupling, keep, small, feeds, seed=choice.seed, progress=tell)
-                small = shrink(coupling, keep, found.values)
-            current = analyse(small, rules, coupling.model.folder)
-            costs = _costs(current, latency)
-        if not last:
-            known = scored if step == 1 else None
-            scores = known or scored_by(current, choice, feeds, step_of)
-        if last == [] and step == steps > 1:
-            own = {factor: mask.copy() for factor, mask in keep.items()}
-            last.append(Stage(own, current, costs, scores))
-        with step_of("select"):
-            budget = choice.budget.at_step(step, steps, before)
-            options = choice.options.at_step(steps)
+
+    def __init__(
+        self,
+        coupling: Coupling,
+        choice: Choice,
+        rules: Rules,
+        feeds: Sequence[Feeds] | None,
+        step_of: StepOf,
+        latency: Latency | None = None,
+        scores: Mapping[int, Values] | None = None,
+    ) -> None:
+        if choice.steps < 1:
+            raise OnnxPruneError(f"steps is {choice.steps}: it must be at least 1")
+        self.coupling, self.choice, self.rules, self.feeds = coupling, choice, rules, feeds
+        self.step_of, self.latency, self.scores = step_of, latency, scores
+        self.costs = _costs(coupling, latency)
+        self.before, self.current = self.costs.cost({}), coupling
+        self.keep: dict[int, Mask] = {g.factor: np.ones(g.size, bool) for g in coupling.groups}
+        self.notes: dict[str, list[int]] = {}  # with the steps that they are of
+        self.begun = False
+
+    def at(self, budget: Budget) -> tuple[dict[int, Mask], list[str]]:
+        """The masks by factor of the groups that lose something under a budget, and notes.
+
+        Of several steps, all but the last go by the budget that was asked for first.
+        """
+        steps = self.choice.steps
+        if not self.begun:
+            for step in range(1, steps):
+                self._select(step, budget, self.keep, self.notes)
+                self._go_on()
+            self.begun = True
+        keep = {factor: mask.copy() for factor, mask in self.keep.items()}
+        notes = {note: [*own] for note, own in self.notes.items()}
+        self._select(steps, budget, keep, notes)
+        masks = {factor: mask for factor, mask in keep.items() if not mask.all()}
+        return masks, [_of_steps(note, own, steps) for note, own in notes.items()]
+
+    def _select(
+        self, step: int, whole: Budget, keep: dict[int, Mask], notes: dict[str, list[int]]
+    ) -> None:
+        """One step: what is chosen goes into the masks, what is said of it into the notes."""
+        steps = self.choice.steps
+        if self.scores is None:
+            self.scores = scored_by(self.current, self.choice, self.feeds, self.step_of)
+        with self.step_of("select"):
+            options = self.choice.options.at_step(steps)
             if step < steps:  # blocks are for the last: roundings to them would add up
                 options = replace(options, stairs=options.stairs.finer())
-            selection = select(current, scores, budget, options, costs)
-        told = [*selection.limits, *_narrow(coupling, current, selection.keep, keep)]
-        for note in told:
+            budget = whole.at_step(step, steps, self.before)
+            found = select(self.current, self.scores, budget, options, self.costs)
+        for note in (*found.limits, *_narrow(self.coupling, self.current, found.keep, keep)):
             notes.setdefault(note, []).append(step)
-    masks = {factor: mask for factor, mask in keep.items() if not mask.all()}
-    return masks, [_of_steps(note, own, steps) for note, own in notes.items()]
+
+    def _go_on(self) -> None:
+        """Take what is chosen away, recover, and look at what is left."""
+        small = shrink(self.coupling, self.keep)
+        if self.feeds and self.choice.recover:
+            with self.step_of("recover") as tell:
+                found = recover(
+                    self.coupling,
+                    self.keep,
+                    small,
+                    self.feeds,
+                    seed=self.choice.seed,
+                    progress=tell,
+                )
+            small = shrink(self.coupling, self.keep, found.values)
+        self.current = analyse(small, self.rules, self.coupling.model.folder)
+        self.costs, self.scores = _costs(self.current, self.latency), None
 
 
 def choose_by_latency(
@@ -180,16 +196,67 @@ def choose_by_latency(
         free = free_groups(coupling, options)
         latency = measured_latency(coupling, costs, steps, free, feeds, target)
 
-    scores, last = scored_by(coupling, choice, batches, step_of), list[Stage]()
+    scores = scored_by(coupling, choice, batches, step_of)
+    chooser = Chooser(coupling, choice, rules, batches, step_of, latency, scores)
 
     def chosen(share: float) -> tuple[dict[int, Mask], tuple[str, ...]]:
-        own = replace(choice, budget=choice.whole_budget(share))
-        keep, notes = choose(coupling, own, rules, batches, step_of, latency, scores, last)
+        keep, notes = chooser.at(choice.whole_budget(share))
         return keep, tuple(notes)
 
     with step_of("tune"):
         costs = with_latency(costs, latency)
         return tune(Tuner(coupling, costs, latency, chosen, feeds, target), choice.speed.goal)
+
+
+def choose_by_arena(chooser: Chooser, feeds: Feeds) -> tuple[dict[int, Mask], list[str]]:
+    """Choose, and correct the peak that is counted until ONNX Runtime's own plan meets the budget.
+
+    ONNX Runtime fuses nodes, pads channels and lays values out anew, so that its arena takes
+    another share than a count of live values does. It may even grow where a fusion is lost (a ViT
+    at 0.6 of the counted peak took 1.3 of the memory), so that a choice that meets the budget may
+    lie far below it: of those that meet it the one with the most MACs is taken.
+
+    Args:
+        chooser: whose choice has a budget for peak memory.
+        feeds: what the model is run on; the plan is for their sizes.
+
+    Raises:
+        BudgetError: the plan stays above the budget, whatever is chosen.
+    """
+    model, budget = chooser.coupling.model, chooser.choice.budget
+    assert budget.peak_bytes is not None
+    try:
+        full = arena(model.proto, model.folder, feeds).planned_bytes
+    except RunError:  # it does not tell: what is counted has to do
+        return chooser.at(budget)
+    goal = budget.peak_bytes * full if budget.peak_bytes <= 1 else budget.peak_bytes
+    whole = cost_model(chooser.coupling)
+    limit, refused, least = min(goal / full, 1.0), 0.0, full
+    best: tuple[int, dict[int, Mask], list[str]] | None = None
+    for _ in range(ARENA_TRIES):
+        try:
+            keep, notes = chooser.at(replace(budget, peak_bytes=limit))
+        except BudgetError:  # that little can't be left: what can, is more
+            refused, limit = limit, (limit + 1) / 2
+            continue
+        small = shrink(chooser.coupling, keep)
+        planned = arena(small, model.folder, feeds).planned_bytes
+        least = min(least, planned)
+        counts = {factor: int(mask.sum()) for factor, mask in keep.items()}
+        kept = whole.cost(counts).macs
+        if planned <= goal and (best is None or kept > best[0]):
+            best = kept, keep, notes
+        if goal * ARENA_CLOSE <= planned <= goal or (planned <= goal and limit == 1):
+            break
+        left, limit = limit, limit * goal / planned * (1 if planned <= goal else ARENA_SPARE)
+        limit = min(limit if limit > refused else (refused + left) / 2, 1.0)
+    if best is None:
+        raise BudgetError(
+            f"peak memory of {size(goal)} can't be reached: ONNX Runtime plans {size(full)} for "
+            f"the activations of the model, and {size(least)} of the smallest that was tried; "
+            "allow more, or prune more groups (max_ratio, include, exclude)"
+        )
+    return best[1], best[2]
 
 
 def scored_by(

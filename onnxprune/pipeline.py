@@ -10,10 +10,11 @@ from onnxprune import explaining, files
 from onnxprune.budget import Budget, check, check_patterns
 from onnxprune.choosing import (
     Choice,
+    Chooser,
     Progress,
     Rules,
     analyse,
-    choose,
+    choose_by_arena,
     choose_by_latency,
     scored_by,
 )
@@ -75,7 +76,11 @@ def prune(run: Run, choice: Choice) -> tuple[Any, Report]:
     batches, tuned = _batches(run.data, coupling.model), None
     if choice.speed.goal is None:
         scores = run.once("scores", lambda: scored_by(coupling, choice, batches, run.step))
-        keep, limits = choose(coupling, choice, run.rules, batches, run.step, scored=scores)
+        chooser = Chooser(coupling, choice, run.rules, batches, run.step, scores=scores)
+        if choice.budget.peak_bytes is None:
+            keep, limits = chooser.at(choice.budget)
+        else:
+            keep, limits = choose_by_arena(chooser, timed_on(run, coupling.model, choice.seed))
     else:
         feeds = timed_on(run, coupling.model, choice.seed)
         tuned = choose_by_latency(coupling, choice, run.rules, batches, feeds, run.step)

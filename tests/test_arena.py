@@ -7,7 +7,7 @@ import pytest
 
 import onnxprune
 from onnxprune.arena import IN_USE, _read, arena
-from onnxprune.errors import RunError
+from onnxprune.errors import BudgetError, RunError
 from tests import tiny
 
 
@@ -45,3 +45,30 @@ def test_a_peak_budget_says_what_the_runtime_plans() -> None:
     assert any("plans" in note and "bytes for activations" in note for note in report.notes)
     _, report = onnxprune.prune(tiny.net(64), macs=0.8)
     assert not any("bytes for activations" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("share", [0.8, 0.6, 0.5])
+def test_what_the_runtime_plans_meets_the_budget(share: float) -> None:
+    """A chain whose padded input counts, but is laid out anew by ONNX Runtime."""
+    proto, feeds = tiny.chain(32, 64, 48, 64), {"x": np.ones((1, 32, 4, 4), np.float32)}
+    small, report = onnxprune.prune(proto, peak_bytes=share, align=1)
+    full = arena(proto, None, feeds).planned_bytes
+    planned = arena(small, None, feeds).planned_bytes
+    assert planned <= share * full
+    by_bytes, _ = onnxprune.prune(proto, peak_bytes=share * full, align=1)
+    assert arena(by_bytes, None, feeds).planned_bytes <= share * full
+    assert report.after.peak_bytes < report.before.peak_bytes
+
+
+def test_a_peak_that_no_choice_reaches_is_refused() -> None:
+    with pytest.raises(BudgetError, match=r"peak memory of .* can't be reached: ONNX Runtime"):
+        onnxprune.prune(tiny.chain(32, 64, 48, 64), peak_bytes=0.02)
+
+
+def test_without_a_plan_what_is_counted_has_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(*_: object) -> None:
+        raise RunError("it does not tell")
+
+    monkeypatch.setattr("onnxprune.choosing.arena", silent)
+    _, report = onnxprune.prune(tiny.net(64), peak_bytes=0.8)
+    assert report.after.peak_bytes <= 0.8 * report.before.peak_bytes

@@ -152,7 +152,7 @@ def test_a_model_without_groups_says_why() -> None:
         (["--macs", "2000"], "--macs 2.00 k: at most 9"),
         (["--bytes", "1kB"], "--bytes 1.00 kB: at most"),
         (["--bytes", "10"], "of the bytes can go"),
-        (["--peak-memory", "10"], "of the peak memory can go"),
+        (["--peak-memory", "10"], "peak memory of 10 B can't be reached: ONNX Runtime plans"),
         (
             ["--macs", "0.5", "--plan", "small.onnx"],
             "the plan can't be written to 'small.onnx', which is to hold the model: give another",

@@ -382,11 +382,10 @@ def test_a_latency_that_is_sought_in_steps_takes_the_first_ones_once(
     fitted = counting(monkeypatch, choosing, "recover")
     budget, options = Budget(macs=0.5), Options(align=1)
     choice = choosing.Choice(budget, options, "obs", steps=3, seed=0)
-    last: list[choosing.Stage] = []
+    chooser = choosing.Chooser(coupling, choice, {}, feeds, lambda _: nullcontext())
 
     def chosen(macs: float) -> list[int]:
-        own = replace(choice, budget=Budget(macs=macs))
-        keep, _ = choosing.choose(coupling, own, {}, feeds, lambda _: nullcontext(), last=last)
+        keep, _ = chooser.at(Budget(macs=macs))
         return [int(mask.sum()) for mask in keep.values()]
 
     first = chosen(0.6)

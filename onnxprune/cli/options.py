@@ -132,7 +132,8 @@ Macs = Annotated[float | None, _budget("--macs", "multiply-accumulates", "300M")
 Params = Annotated[float | None, _budget("--params", "parameters", "2M")]
 SizeBytes = Annotated[float | None, _budget("--bytes", "bytes of the file", "2MB, 512KiB")]
 PeakBytes = Annotated[
-    float | None, _budget("--peak-memory", "bytes of activations alive at once", "8MB")
+    float | None,
+    _budget("--peak-memory", "bytes of activations, as ONNX Runtime plans them", "8MB"),
 ]
 Criterion = Annotated[str | None, option("--criterion", CHOICE, _criteria(), show_default=False)]
 Scope = Annotated[
