@@ -13,6 +13,7 @@ from onnxprune.judging import Judge, Judgement, SourceOptions, gathered
 from onnxprune.rules import stated_row
 from onnxprune.sensing import RATIOS, Plans
 from onnxprune.sources import Source
+from onnxprune.target import Target
 from onnxprune.trials import Sensitivity
 
 
@@ -65,6 +66,9 @@ def sensitivity(
     exclude: Sequence[str] = (),
     jobs: int = 1,
     cluster: str | None = None,
+    ep: str | None = None,
+    threads: int = 1,
+    ep_options: Mapping[str, str] | None = None,
     seed: int = 0,
     rules: Mapping[str, str] | None = None,
     progress: Progress | None = None,
@@ -84,6 +88,9 @@ def sensitivity(
         include, exclude: patterns of groups, as of ``prune``.
         jobs: how many trials run at once, each on one thread.
         cluster: ``dask://HOST:PORT`` or ``ray`` instead (extras ``dask``, ``ray``).
+        ep: also say how many milliseconds of a run each trial saves on this execution provider,
+            by a fit to the times of the model at six widths.
+        threads, ep_options: as of ``prune``, for that.
         rules: rows for custom operators.
         progress: is told each trial.
         options: see ``onnxprune.judging.SourceOptions``.
@@ -93,7 +100,9 @@ def sensitivity(
     """
     data = gathered(calibration, evaluate, seed, options)
     rows = {op: stated_row(line) for op, line in (rules or {}).items()}
-    plans = Plans(tuple(ratios), criterion, recover, tuple(include), tuple(exclude), seed)
-    target = None if output is None else Path(output)
+    where = None if ep is None else Target(ep, threads, ep_options or {})
+    patterns = (tuple(include), tuple(exclude))
+    plans = Plans(tuple(ratios), criterion, recover, *patterns, seed, where)
+    path = None if output is None else Path(output)
     coupling = analyse(model, rows)
-    return sensing.sense(coupling, data, plans, target, jobs, cluster, progress)
+    return sensing.sense(coupling, data, plans, path, jobs, cluster, progress)

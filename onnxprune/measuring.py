@@ -119,7 +119,7 @@ def measure(models: Sequence[Subject], wanted: Wanted, tell: Tell | None = None)
         if any(row.timing is not None and row.timing.interrupted for row in found):
             notes.append("interrupted: the figures are those of fewer runs")
             break
-    notes += busy(rows, wanted.target.ep == "cpu" and wanted.target.threads == 1)
+    notes += busy(rows, wanted.target.one_core)
     notes += sorted({note for row in rows for note in _fallen_back(row, wanted.target)})
     first = next(iter(feeds.values()))
     if wanted.profile and simulated:

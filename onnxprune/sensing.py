@@ -10,24 +10,30 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from onnxprune.alignment import STAIRS, alignment
 from onnxprune.axes import Mask, Values
 from onnxprune.budget import Options, free_groups
 from onnxprune.choosing import Progress
-from onnxprune.cost import cost_model
+from onnxprune.cost import CostModel, cost_model
 from onnxprune.coupling import Coupling
+from onnxprune.data import one_sample
 from onnxprune.errors import OnnxPruneError
 from onnxprune.judging import Data, Judge, Judgement
+from onnxprune.latency import Latency, with_latency
 from onnxprune.passes.recover import recover
 from onnxprune.passes.score import DEFAULT, DEFAULT_WITH_DATA, check_known, score
 from onnxprune.passes.shrink import shrink
 from onnxprune.runtime import Feeds
+from onnxprune.staircase import cached
+from onnxprune.target import Target
+from onnxprune.timing import measured_latency
 from onnxprune.trials import Sensitivity, Trial, read_sensitivity
 from onnxprune.workers import results
 
@@ -44,6 +50,7 @@ class Plans:
         recover: whether each trial is recovered.
         include, exclude: patterns of groups; see ``onnxprune.budget.Options``.
         seed: for what is random.
+        target: what milliseconds are said for; None says none.
     """
 
     ratios: tuple[float, ...] = RATIOS
@@ -52,6 +59,7 @@ class Plans:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     seed: int = 0
+    target: Target | None = None
 
     def check(self) -> None:
         """Refuse what makes no sense.
@@ -75,11 +83,13 @@ class Shop:
     judge: Judge
     fit: tuple[Feeds, ...]
     seed: int
+    latency: Latency | None = None
 
     @cached_property
-    def costs(self) -> Any:
-        """The model's costs."""
-        return cost_model(self.coupling)
+    def costs(self) -> CostModel:
+        """The model's costs, its latency with them where that was fitted."""
+        own = cost_model(self.coupling)
+        return own if self.latency is None else with_latency(own, self.latency)
 
     def trial(self, name: str, ratio: float) -> Trial:
         """Take a share from one group, and look what it does."""
@@ -95,10 +105,11 @@ class Shop:
             small = shrink(self.coupling, keep, fitted.values)
         found = self.judge.judge(small)
         before, after = self.costs.cost({}), self.costs.cost({group.factor: kept})
-        saved = [
+        macs, params = (
             1 - getattr(after, what) / max(getattr(before, what), 1) for what in ("macs", "params")
-        ]
-        return Trial(name, ratio, group.size, kept, _fall(found), _apart(found), *saved)
+        )
+        ms = None if self.latency is None else before.latency_ms - after.latency_ms
+        return Trial(name, ratio, group.size, kept, _fall(found), _apart(found), macs, params, ms)
 
 
 def _fall(found: Judgement) -> float:
@@ -151,6 +162,8 @@ def sense(
     names = [g.name for g, own in zip(coupling.groups, free, strict=True) if own]
     settings = {**data.settings(), "criterion": criterion, "recover": plans.recover}
     settings |= {"seed": plans.seed, "sha256": _digest(coupling)}
+    if plans.target is not None:
+        settings["target"] = asdict(plans.target)
     every = [(name, ratio) for name in names for ratio in sorted(plans.ratios)]
     known = {} if target is None else _known(target, settings)
     left = [key for key in every if key not in known]
@@ -184,7 +197,17 @@ def _shop(coupling: Coupling, data: Data, criterion: str, plans: Plans) -> Shop:
         raise OnnxPruneError("recovery needs inputs without labels: give them (--calibration)")
     scores = score(coupling, criterion, plans.seed, feeds=feeds or None)
     fit = feeds if plans.recover else ()
-    return Shop(coupling, scores, Judge(model, data.alone()), fit, plans.seed)
+    latency = None if plans.target is None else _latency(coupling, plans.target, plans.seed)
+    return Shop(coupling, scores, Judge(model, data.alone()), fit, plans.seed, latency)
+
+
+def _latency(coupling: Coupling, target: Target, seed: int) -> Latency:
+    """The latency of the model, fitted to runs of it at several widths."""
+    own = cached(target)
+    steps = alignment(coupling, "auto", STAIRS if own is None else own.stairs)
+    free = free_groups(coupling, Options())
+    feeds = one_sample(coupling.model, seed)
+    return measured_latency(coupling, cost_model(coupling), steps, free, feeds, target)
 
 
 def _digest(coupling: Coupling) -> str:

@@ -10,6 +10,8 @@ from onnxprune.errors import OnnxPruneError
 
 OPTIMIZATIONS: Final = ("disable", "basic", "extended", "layout", "all")
 
+ON_THIS_CPU: Final = ("cpu", "openvino")
+
 
 @dataclass(frozen=True)
 class Target:
@@ -42,5 +44,10 @@ class Target:
 
     @property
     def one_core(self) -> bool:
-        """Whether one thread of this process does it all: its CPU time then says what it takes."""
-        return self.ep == "cpu" and self.threads == 1
+        """Whether one thread of this process does it all: its CPU time then says what it takes.
+
+        It does not wait for other processes, nor (measured for OpenVINO) does what waits for the
+        thread spin.
+        """
+        here = self.options.get("device_type", "CPU") == "CPU"
+        return self.ep in ON_THIS_CPU and self.threads == 1 and here

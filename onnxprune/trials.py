@@ -28,6 +28,8 @@ class Trial:
         fall: what it costs: the fall of the metric, or of the fidelity.
         divergence: how far outputs are: KL of class scores in nats, else the missed variance.
         macs, params: shares of the whole model's that go.
+        ms: milliseconds of a run that go, by a fit to measured times (see ``onnxprune.latency``);
+            None where none was asked for.
     """
 
     group: str
@@ -38,6 +40,7 @@ class Trial:
     divergence: float
     macs: float
     params: float
+    ms: float | None = None
 
     @property
     def harm(self) -> tuple[float, float]:

@@ -215,6 +215,29 @@ def test_a_model_is_profiled_at_several_widths_side_by_side() -> None:
     assert found.error < EXACT
 
 
+def test_one_kernel_for_all_is_fitted_to_runs_without_the_profiler() -> None:
+    coupling, cost = mobilenet()
+    steps, free = alignment(coupling, "auto"), np.ones(len(coupling.groups), bool)
+    counts = timing.widths(steps, free)
+    keys = tuple(cost.work.reads)
+    planted = Latency((Chain(keys, {"Conv": 1e-8, "read": 1e-7}),), rest_ms=0.0)
+    weights = planted.weights(cost.work, len(cost.sizes.rows))
+    whole = np.array([float(weights @ cost.sizes.at(kept)) for kept in counts])
+    odd = np.resize([3.0, 50.0], len(counts))  # what a busy machine makes of a long kernel
+    runs = [[Kernel("k", "Fused", "EP", keys, own, None, True)] for own in odd]
+    found = fit(cost, counts, runs, whole)
+    assert found.error < EXACT
+
+
+def test_the_time_of_the_processor_tells_for_one_thread_on_it() -> None:
+    assert Target().one_core
+    assert Target("openvino").one_core
+    assert Target("openvino", options={"device_type": "CPU"}).one_core
+    assert not Target("openvino", options={"device_type": "GPU"}).one_core
+    assert not Target(threads=2).one_core
+    assert not Target("webgpu").one_core
+
+
 def test_select_meets_a_latency_like_any_other_budget() -> None:
     coupling, cost = mobilenet()
     model = with_latency(cost, Latency(chains_of(coupling, PRICES), rest_ms=0.2))

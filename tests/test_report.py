@@ -194,7 +194,7 @@ def test_tables_hold_the_figures_of_the_json(page: Parsed, data: dict[str, Any])
     keys = ("macs", "latency", "latency_ms", "metric", "fidelity", "recovered", "chosen")
     assert [row[1:] for row in values(tries)] == [row_of(r, *keys) for r in data["tries"]]
     (trials,) = page.tables["Sensitivity"]
-    keys = ("group", "ratio", "before", "after", "fall", "divergence", "macs", "params")
+    keys = ("group", "ratio", "before", "after", "fall", "divergence", "macs", "params", "ms")
     assert values(trials) == [row_of(r, *keys) for r in data["sensitivity"]["trials"]]
     (frozen,) = page.tables["Frozen axes"]
     assert values(frozen) == [row_of(r, "param", "axis", "size", "reason") for r in data["frozen"]]

@@ -17,9 +17,11 @@ import onnxprune
 from onnxprune import sensing, workers
 from onnxprune.budget import Budget, Options
 from onnxprune.choosing import analyse
-from onnxprune.cost import cost_model
+from onnxprune.cost import CostModel, cost_model
 from onnxprune.errors import BudgetError, GateError, OnnxPruneError
+from onnxprune.latency import Chain, Latency
 from onnxprune.searching import smallest
+from onnxprune.target import Target
 from onnxprune.trials import Sensitivity, Trial, allotted, ratios_within, read_sensitivity
 from tests.graphs import model, node, weight
 
@@ -75,6 +77,34 @@ def test_a_trial_is_what_pruning_that_group_alone_does(table: Sensitivity) -> No
     assert 1 - report.fidelity[0].value == own.fall
     assert 1 - report.after.macs / report.before.macs == pytest.approx(own.macs, abs=1e-12)
     assert 1 - report.after.params / report.before.params == pytest.approx(own.params, abs=1e-12)
+
+
+def test_milliseconds_that_go_are_said_where_they_are_asked_for(
+    table: Sensitivity, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert all(trial.ms is None for trial in table.trials)
+    price = 1e-3  # milliseconds for a multiply-accumulate
+
+    def planted(coupling: Any, cost: CostModel, *rest: Any) -> Latency:
+        assert rest[-1] == Target("cpu", 2)
+        return Latency(tuple(Chain((key,), {"Gemm": price}) for key in cost.work.macs))
+
+    monkeypatch.setattr(sensing, "measured_latency", planted)
+    path = tmp_path / "s.json"
+    timed = measured(path, ep="cpu", threads=2)
+    whole = onnxprune.inspect(three()).macs
+    for own, other in zip(timed.trials, table.trials, strict=True):
+        assert own.ms == pytest.approx(price * whole * own.macs, rel=1e-9)
+        assert replace(own, ms=None) == other
+    assert read_sensitivity(path) == timed
+    assert path.with_suffix(".csv").read_text().splitlines()[0].endswith(",macs,params,ms")
+    with pytest.raises(OnnxPruneError, match=r"other settings \(target\)"):
+        measured(path)
+
+
+def test_milliseconds_are_fitted_to_runs() -> None:
+    trials = measured(ep="cpu", ratios=(0.5,)).trials
+    assert all(trial.ms is not None and trial.ms >= 0 for trial in trials)
 
 
 def test_recovered_trials_fall_less(table: Sensitivity) -> None:

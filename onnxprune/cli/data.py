@@ -49,6 +49,15 @@ Table = Annotated[
         metavar="FILE.json",
     ),
 ]
+Timed = Annotated[
+    str | None,
+    option(
+        "--ep",
+        options.TARGET,
+        "Also say how many milliseconds each trial saves on this execution provider.",
+        metavar="NAME",
+    ),
+]
 Jobs = Annotated[int, option("--jobs", None, "So many trials at once, each on one thread.")]
 Cluster = Annotated[
     str | None,
@@ -98,6 +107,8 @@ def sensitivity(
     exclude: options.Exclude = [],  # noqa: B006
     jobs: Jobs = 1,
     cluster: Cluster = None,
+    ep: Timed = None,
+    threads: options.Threads = 1,
     rule: options.Rules = [],  # noqa: B006
     seed: options.Seed = 0,
     json_: options.AsJson = False,
@@ -122,6 +133,8 @@ def sensitivity(
             exclude=exclude,
             jobs=jobs,
             cluster=cluster,
+            ep=ep,
+            threads=threads,
             rules=options.rules_of(rule),
             seed=seed,
             progress=tell,

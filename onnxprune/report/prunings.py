@@ -190,8 +190,9 @@ def _sensitivity(found: Data) -> list[Block]:
     chart = Chart("lines", what, "fall", tuple(series), other="share of the group's channels")
     shares = (Column("MACs that go", share=True), Column("parameters that go", share=True))
     titles = ("group", Column("share", share=True), "channels before", "after", "fall")
-    keys = ("group", "ratio", "before", "after", "fall", "divergence", "macs", "params")
-    return [chart, *table((*titles, "divergence", *shares), columns_of(rows, keys))]
+    keys = ("group", "ratio", "before", "after", "fall", "divergence", "macs", "params", "ms")
+    cells = columns_of([{"ms": None, **row} for row in rows], keys)
+    return [chart, *table((*titles, "divergence", *shares, "ms that go"), cells)]
 
 
 def _data(found: Data) -> list[Block]:

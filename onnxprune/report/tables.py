@@ -21,7 +21,7 @@ from onnxprune.metrics import TOP, Evaluation
 from onnxprune.report.figures import removed, seconds
 from onnxprune.report.operators import OperatorRow
 from onnxprune.results import FrozenRow, GroupRow, Inspection, Layer, Pace, Report
-from onnxprune.trials import Sensitivity
+from onnxprune.trials import Sensitivity, Trial
 
 if TYPE_CHECKING:
     from onnxprune.verdict import Verification
@@ -198,14 +198,20 @@ def judgement(rows: Sequence[Fidelity], own: Evaluation | None) -> list[Renderab
 def sensitivity(found: Sensitivity) -> RenderableType:
     """What each group loses at each ratio: a row a group, a column a ratio."""
     ratios = sorted({trial.ratio for trial in found.trials})
-    rows: dict[str, dict[float, float]] = defaultdict(dict)
+    rows: dict[str, dict[float, Trial]] = defaultdict(dict)
     for trial in found.trials:
-        rows[trial.group][trial.ratio] = trial.fall
-    shown = table("fall without", *(f"{100 * ratio:g} %" for ratio in ratios))
+        rows[trial.group][trial.ratio] = trial
+    timed = any(trial.ms is not None for trial in found.trials)
+    head = "fall, ms that go, without" if timed else "fall without"
+    shown = table(head, *(f"{100 * ratio:g} %" for ratio in ratios))
     for name, own in rows.items():
-        cells = (f"{own[ratio]:.4f}" if ratio in own else "-" for ratio in ratios)
+        cells = (_trial(own[ratio]) if ratio in own else "-" for ratio in ratios)
         shown.add_row(short(name), *cells)
     return shown
+
+
+def _trial(own: Trial) -> str:
+    return f"{own.fall:.4f}" if own.ms is None else f"{own.fall:.4f}, {own.ms:.3g}"
 
 
 def _figure(own: Evaluation, value: float) -> str:
