@@ -18,7 +18,7 @@ from onnxprune.torch_bridge.at import At, UntrainableError
 from onnxprune.torch_bridge.lazy import need_torch
 from onnxprune.torch_bridge.table import CONTROL, NO_GRADIENT, TABLE
 
-__all__ = ["At", "UntrainableError", "bridge", "carried"]
+__all__ = ["At", "UntrainableError", "bridge", "carried", "row_of_user"]
 
 Rows = Mapping[str, Callable[..., Any]]
 
@@ -28,8 +28,7 @@ def bridge(model: Model, rows: Rows | None = None) -> Any:
 
     Args:
         model: from ``onnxprune.files.load``.
-        rows: functions of torch for custom operators, by operator; they come first. One gets the
-            node's attributes as ``at("name", default)``, then the operands.
+        rows: rows for custom operators, by operator; they come first (see ``row_of_user``).
 
     Raises:
         OnnxPruneError: torch is missing.
@@ -46,3 +45,8 @@ def carried(op: str) -> str:
     if op in NO_GRADIENT:
         return "no gradient"
     return "yes" if op in TABLE or op in CONTROL else "no"
+
+
+def row_of_user(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The row of a function of operands that takes attributes by name."""
+    return lambda at, *operands: function(*operands, **at.attributes)

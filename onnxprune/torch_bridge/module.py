@@ -24,6 +24,7 @@ from onnxprune.torch_bridge.program import (
     statistics,
     stored_tensors,
 )
+from onnxprune.torch_bridge.unfolding import Norm
 
 Edit = Callable[[str, Tensor], Tensor]
 _HALVES = (torch.float16, torch.bfloat16)
@@ -61,6 +62,7 @@ class OnnxModule(torch.nn.Module):  # type: ignore[misc]
                 key = f"constant {index}"
                 self.register_buffer(key, value, persistent=False)
                 self._places[name] = (self._buffers, key)
+        self.norms: tuple[Norm, ...] = ()
         self._last = _last_uses(self.program)
 
     def _store(self, name: str, value: Tensor, buffer: bool, trained: bool) -> None:
@@ -128,6 +130,11 @@ class OnnxModule(torch.nn.Module):  # type: ignore[misc]
         value = owner[leaf]
         return value.to(self._rounded[name]) if name in self._rounded else value
 
+    def is_trained(self, name: str) -> bool:
+        """Whether a name is that of a parameter with a gradient."""
+        owner, leaf = self._places.get(name, ({}, ""))
+        return bool(getattr(owner.get(leaf), "requires_grad", False))
+
     def _do(self, step: Step, values: dict[str, Any], edit: Edit | None = None) -> None:
         operands = []
         for name in step.inputs:
@@ -162,7 +169,11 @@ class OnnxModule(torch.nn.Module):  # type: ignore[misc]
     def weights(self) -> dict[str, Array]:
         """Parameters and statistics as they are now, in the file's types."""
         stored = {name for name, _ in stored_tensors(self.model.proto.graph)}
-        return {name: array(self.weight(name)) for name in self._places if name in stored}
+        found = {name: self.weight(name) for name in self._places if name in stored}
+        for norm in self.norms:
+            names = norm.weight, norm.bias
+            found.update(zip(names, norm.folded(*(found[n] for n in names)), strict=True))
+        return {name: array(value) for name, value in found.items()}
 
     def written(self) -> onnx.ModelProto:
         """The file's graph with the weights of now: same names, same inputs and outputs.

@@ -69,4 +69,6 @@ _LAYERS: Final = """
     LSTM LayerNormalization MatMul PRelu RMSNormalization RNN
 """
 WEIGHTED: Final = frozenset(_LAYERS.split())
+# Operators that a BatchNormalization behind them is folded into, along axis 0 of their weight.
+FOLDABLE: Final = frozenset({"Conv"})
 RANDOM: Final = frozenset({"Dropout"})

@@ -11,12 +11,12 @@ from onnxprune.torch_bridge.at import At, Made, Tensor, dtype_of
 from onnxprune.torch_bridge.lazy import torch
 from onnxprune.torch_bridge.ops.elementwise import through
 
-# uint16 is widened to int64
+# uint16 is widened
 _WHOLE: Final = ("int8", "uint8", "int16", "int32", "int64")
 
 
 def _spread(at: At, v: Tensor, x: Tensor) -> Tensor:
-    """A scale or zero point, as x wants it: one number, one for each slice of an axis, or blocks."""
+    """A scale or zero point as x wants it: one number, one for each slice of an axis, or blocks."""
     if v.numel() == 1 and v.ndim <= 1:
         return v.reshape(())
     axis = at("axis", 1) % x.ndim
