@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from onnxprune.api import (
         apply,
         bench,
+        bridge,
         evaluate,
         explain,
         inspect,
@@ -50,6 +51,7 @@ _HOMES = {
         (
             "apply",
             "bench",
+            "bridge",
             "evaluate",
             "explain",
             "inspect",
@@ -77,6 +79,7 @@ __all__ = [
     "__version__",
     "apply",
     "bench",
+    "bridge",
     "errors",
     "evaluate",
     "explain",

@@ -14,9 +14,10 @@ from onnxprune import explaining, pipeline
 from onnxprune.amounts import amount, share
 from onnxprune.api_bench import bench, bench_import
 from onnxprune.api_data import evaluate, sensitivity
+from onnxprune.api_rules import every_rule, register_rule
+from onnxprune.api_torch import bridge
 from onnxprune.budget import MAX_RATIO, Budget, Options, Scope
 from onnxprune.coupling import Coupling
-from onnxprune.errors import RuleError
 from onnxprune.files import load, save
 from onnxprune.judging import DataOptions, gathered
 from onnxprune.passes.probe import probe as measure_probe
@@ -25,47 +26,12 @@ from onnxprune.pipeline import Choice, Inputs, Progress, Run
 from onnxprune.plan import Plan, read_plan
 from onnxprune.report.writing import report_text
 from onnxprune.results import Inspection, Report
-from onnxprune.rules import BUILT_IN, Row, stated_row
 from onnxprune.sources import Source
 from onnxprune.speed import Speed, goal
 from onnxprune.staircase import Probe, store
 from onnxprune.target import Target
 from onnxprune.trials import Sensitivity, read_sensitivity
 from onnxprune.verdict import Verification
-
-_user_rules: dict[str, Row] = {}
-
-
-def register_rule(op: str, line: str, *, replace: bool = False) -> None:
-    """Give an operator a rule, for this process.
-
-    Args:
-        op: the operator with its domain: ``my.domain::MyOp``.
-        line: the row: ``_ c *, c -> _ c *``.
-        replace: whether it may take the place of a built-in rule.
-
-    Raises:
-        RuleError: the line breaks the notation, a result carries a letter that no operand has, or
-            the operator has a built-in rule that is not to be replaced.
-    """
-    if not replace:
-        _refuse_built_in(op)
-    _user_rules[op] = stated_row(line)
-
-
-def _refuse_built_in(op: str) -> None:
-    if op in BUILT_IN:
-        raise RuleError(
-            f"operator {op} has a built-in rule (see 'onnxprune rules {op}'), and --rule and rules "
-            "are for operators without one: to replace it, call onnxprune.register_rule(operator, "
-            "line, replace=True) in Python"
-        )
-
-
-def _every(rules: Mapping[str, str] | None) -> dict[str, Row]:
-    for op in rules or {}:
-        _refuse_built_in(op)
-    return {**_user_rules, **{op: stated_row(line) for op, line in (rules or {}).items()}}
 
 
 def _plan(plan: Plan | str | Path) -> Plan:
@@ -105,7 +71,7 @@ def analyse(model: Any, rules: Mapping[str, str] | None = None) -> Coupling:
     Raises:
         BadModelError: the model can't be read.
     """
-    return pipeline.analyse(model, _every(rules))
+    return pipeline.analyse(model, every_rule(rules))
 
 
 def inspect(model: Any, rules: Mapping[str, str] | None = None) -> Inspection:
@@ -228,7 +194,7 @@ def prune(
     data = gathered(calibration, evaluate, seed, options)
     files = (inputs, output, plan_output, report_output)
     table, text = _table(per_group_from), report_text(report_output)
-    run = Run(model, _every(rules), verify, *files, progress, data, table, report_text=text)
+    run = Run(model, every_rule(rules), verify, *files, progress, data, table, report_text=text)
     return pipeline.prune(run, choice)
 
 
@@ -289,7 +255,7 @@ def apply(
     data = gathered(calibration, evaluate, seed, options)
     files = (inputs, output, None, report_output)
     text = report_text(report_output)
-    run = Run(model, _every(rules), verify, *files, progress, data=data, report_text=text)
+    run = Run(model, every_rule(rules), verify, *files, progress, data=data, report_text=text)
     return pipeline.replay(run, _plan(plan), recover)
 
 
@@ -310,7 +276,7 @@ def verify(
     Raises:
         BadPlanError: the plan does not fit the model.
     """
-    return pipeline.compare(Run(model, _every(rules), inputs=inputs), small, _plan(plan), seed)
+    return pipeline.compare(Run(model, every_rule(rules), inputs=inputs), small, _plan(plan), seed)
 
 
 __all__: Sequence[str] = [
@@ -321,6 +287,7 @@ __all__: Sequence[str] = [
     "apply",
     "bench",
     "bench_import",
+    "bridge",
     "evaluate",
     "explain",
     "inspect",

@@ -13,7 +13,7 @@ import pytest
 from onnx import external_data_helper, helper, numpy_helper
 
 import onnxprune
-from onnxprune import api, choosing, files, finishing, outside
+from onnxprune import api, api_rules, choosing, files, finishing, outside
 from onnxprune.coupling import Coupling
 from onnxprune.errors import NothingToPruneError, OnnxPruneError, RuleError, VerificationError
 from onnxprune.passes.select import select
@@ -334,7 +334,7 @@ def test_nothing_to_prune() -> None:
 
 
 def test_a_rule_can_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "_user_rules", {})
+    monkeypatch.setattr(api_rules, "_user_rules", {})
     proto = tiny.net(activation="Wave", domain="my.domain")
     assert onnxprune.inspect(proto).groups == ()
     rules = {"my.domain::Wave": "... -> ..."}
@@ -347,7 +347,7 @@ def test_a_rule_can_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("line", ["_ c -> _ d", "_ c *s -> _ d *s", "_ c -> _ (c d)", "_ c -> c+d"])
 def test_a_result_has_no_letters_of_its_own(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "_user_rules", {})
+    monkeypatch.setattr(api_rules, "_user_rules", {})
     with pytest.raises(RuleError, match="no operand has the letter 'd' of a result: use one that"):
         onnxprune.register_rule("my.domain::Wave", line)
     with pytest.raises(RuleError, match=r"no operand has the letter '\*s' of a result"):
@@ -365,7 +365,7 @@ def test_a_result_has_no_letters_of_its_own(line: str, monkeypatch: pytest.Monke
 def test_a_built_in_rule_is_replaced_on_purpose_alone(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "_user_rules", {})
+    monkeypatch.setattr(api_rules, "_user_rules", {})
     with pytest.raises(RuleError, match=r"operator Relu has a built-in rule .* replace=True"):
         onnxprune.register_rule("Relu", "_ -> _")
     with pytest.raises(RuleError, match="operator Relu has a built-in rule"):

@@ -475,7 +475,7 @@ def test_every_operator_has_a_rule_or_a_reason(monkeypatch: pytest.MonkeyPatch) 
 
 def test_rules_shows_what_a_computed_rule_gives() -> None:
     assert run("rules", "Reshape").stdout == (
-        "Reshape (covered)\n"
+        "Reshape (covered; trainable)\n"
         "  computed: Cut both shapes into the smallest blocks of equal product; [1] states the "
         "result.\n"
         "  such as, with shapes in [] and constants in {}\n"

@@ -87,6 +87,8 @@ FLOORS = {
     "sensing": 3,
     "api": 4,
     "api_data": 3,
+    "api_rules": 3,
+    "api_torch": 3,
     "choosing": 3,
     "pipeline": 3,
     "finishing": 3,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import onnx
 
 from onnxprune.rules import BUILT_IN, Unprunable, row_of
 from onnxprune.rules.frozen import FROZEN
+from onnxprune.torch_bridge import carried
 
 CONTRIB: Final = "com.microsoft"
 STANDARD: Final = "ai.onnx"
@@ -27,6 +28,7 @@ class OperatorRow:
         domain: its domain.
         state: whether it has a rule, is frozen on purpose, or has no rule yet.
         says: the line, what its computed rule does, or the reason.
+        trainable: whether the bridge to torch carries it: ``yes``, ``no gradient``, ``no``.
         examples: small nodes with the line that a computed rule gives each, where asked for.
     """
 
@@ -34,6 +36,7 @@ class OperatorRow:
     domain: str
     state: Literal["covered", "frozen", "missing"]
     says: str
+    trainable: str = "no"
     examples: tuple[str, ...] = ()
 
 
@@ -43,7 +46,8 @@ def operators() -> tuple[OperatorRow, ...]:
     standard = {s.name for s in onnx.defs.get_all_schemas() if s.domain in ("", STANDARD)}
     every = sorted(standard | {op for op in (*BUILT_IN, *FROZEN) if "::" not in op})
     others = sorted(contrib | {op for op in (*BUILT_IN, *FROZEN) if "::" in op})
-    return tuple(_row(op) for op in (*every, *others))
+    rows = (_row(op) for op in (*every, *others))
+    return tuple(replace(row, trainable=carried(row.op)) for row in rows)
 
 
 def _contrib_names() -> set[str]:

@@ -293,9 +293,10 @@ def operators(rows: Sequence[OperatorRow], state: str = "covered") -> list[Rende
     wanted = [row for row in rows if row.state == state]
     if not wanted:
         return []
-    listed = table("operator", "what it does with axes" if state == "covered" else "why", left=2)
+    says = "what it does with axes" if state == "covered" else "why"
+    listed = table("operator", "trainable", says, left=3)
     for row in wanted:
-        listed.add_row(row.op, row.says)
+        listed.add_row(row.op, row.trainable, row.says)
     if state == "missing":
         kept = "What has no rule is kept whole, and so is all that it touches."
         return [listed, "", kept]
@@ -305,7 +306,11 @@ def operators(rows: Sequence[OperatorRow], state: str = "covered") -> list[Rende
     for domain in dict.fromkeys(row.domain for row in rows):
         own = [row.state for row in rows if row.domain == domain]
         covered, frozen = own.count("covered"), own.count("frozen")
-        lines.append(f"{domain}: {covered} of {len(own)} operators covered, {frozen} frozen")
+        trained = sum(row.trainable == "yes" for row in rows if row.domain == domain)
+        lines.append(
+            f"{domain}: {covered} of {len(own)} operators covered, {frozen} frozen; the bridge to "
+            f"torch carries gradients through {trained}"
+        )
     return [listed, "", *lines, "onnxprune rules --frozen lists those, and why"]
 
 
@@ -315,5 +320,7 @@ def operator(row: OperatorRow) -> str:
         "  such as, with shapes in [] and constants in {}",
         *(f"    {example}" for example in row.examples),
     ]
-    lines = [f"{row.op} ({row.state})", f"  {row.says}", *(examples if row.examples else ())]
+    trained = {"yes": "trainable", "no gradient": "no gradient", "no": "not trainable"}
+    head = f"{row.op} ({row.state}; {trained[row.trainable]})"
+    lines = [head, f"  {row.says}", *(examples if row.examples else ())]
     return "\n".join(lines)

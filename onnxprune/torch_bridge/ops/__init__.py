@@ -1,0 +1,1 @@
+"""What operators do, in torch: one row each, in sections."""
