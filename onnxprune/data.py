@@ -138,7 +138,7 @@ def bound_of_ids(model: Model, name: str) -> int | None:
     """
     carried = {name}
     bounds = []
-    for node in model.nodes:
+    for node in model.every:
         for ids, table in PICKS.get(node.op, ()):
             if ids < len(node.inputs) and node.inputs[ids] in carried:
                 shape = model.shape(node.inputs[table])

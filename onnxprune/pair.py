@@ -86,7 +86,7 @@ class Pair:
         Around QuantizeLinear it fuses into kernels that round otherwise, and that it can do so in
         the pruned model, but not around a mask of the oracle, is no difference of the two.
         """
-        return not extra or ROUNDS.isdisjoint(node.op for node in self.coupling.model.nodes)
+        return not extra or ROUNDS.isdisjoint(node.op for node in self.coupling.model.every)
 
     def _runner(
         self, proto: onnx.ModelProto, folder: Path | None, fuse: bool, retry: bool
