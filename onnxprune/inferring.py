@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxprune.model import Array, Node, each
+from onnxprune.model import Array, Node, Sample, each
 from onnxprune.notation import Shape
 from onnxprune.rules import Row, made_shapes
 from onnxprune.rules.control import Link, links
@@ -149,6 +149,17 @@ def seen_through(link: Link, shape: Shape | None) -> Shape | None:
         place = link.gained % (len(sizes) + 1)
         sizes.insert(place, None)
     return tuple(sizes)
+
+
+def agree(link: Link, axis: int, samples: Sequence[Sample]) -> bool:
+    """Whether a value and its sources have one size here, in each sample."""
+    for sample in samples:
+        shapes = [sample.shapes.get(link.value)]
+        shapes += [seen_through(link, sample.shapes.get(source)) for source in link.sources]
+        sizes = {None if shape is None else shape[axis] for shape in shapes}
+        if len(sizes) != 1 or None in sizes:
+            return False
+    return True
 
 
 def _merged(shapes: Iterable[Shape | None]) -> Shape | None:

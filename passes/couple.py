@@ -9,7 +9,7 @@ import onnx
 
 from onnxprune.axes import OPAQUE, Factors, Layout, Reason
 from onnxprune.coupling import WHOLE, Bound, Coupling, Group, Member
-from onnxprune.inferring import seen_through
+from onnxprune.inferring import agree
 from onnxprune.model import Model, Node
 from onnxprune.notation import UNIT, Axis, Fit, is_whole
 from onnxprune.rules import Row, Unprunable, fit_node
@@ -134,7 +134,7 @@ class _Walk:
             return
         made = []
         for axis, layouts in enumerate(zip(*(x for x in sides if x is not None), strict=True)):
-            if self.agree(link, axis):
+            if agree(link, axis, self.model.samples):
                 for other in layouts[1:]:
                     self.factors.unify(layouts[0], other, reason)
                 made.append(layouts[0])
@@ -157,16 +157,6 @@ class _Walk:
         if link.gained is not None:
             found.insert(link.gained % (len(found) + 1), OPAQUE)
         return tuple(found)
-
-    def agree(self, link: Link, axis: int) -> bool:
-        """Whether a value and its sources have one size here, whatever the dynamic sizes are."""
-        for sample in self.model.samples:
-            shapes = [sample.shapes.get(link.value)]
-            shapes += [seen_through(link, sample.shapes.get(x)) for x in link.sources]
-            sizes = {None if shape is None else shape[axis] for shape in shapes}
-            if len(sizes) != 1 or None in sizes:
-                return False
-        return True
 
     def freeze_all(self, name: str, reason: Reason) -> None:
         """Every axis of a value keeps every index."""
