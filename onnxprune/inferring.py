@@ -18,7 +18,7 @@ from onnxprune.model import Array, Node, Sample, each
 from onnxprune.notation import Shape
 from onnxprune.rules import Row, made_shapes
 from onnxprune.rules.control import Link, links
-from onnxprune.rules.tables import CHANNELS_LAST, INFERRED_AS, SAME_SHAPE, TYPED_BY
+from onnxprune.rules.tables import CHANNELS_LAST, FLOAT_RESULT, INFERRED_AS, SAME_SHAPE, TYPED_BY
 from onnxprune.rules.values import SIZES, evaluate
 
 INFERENCE_ERRORS: Final = (
@@ -220,6 +220,8 @@ def _results(node: Node, known: Known) -> tuple[dict[str, Shape], dict[str, int]
     shapes, dtypes = known.shapes, known.dtypes
     first = node.inputs[0] if node.inputs else ""
     kind = dtypes.get(first, onnx.TensorProto.FLOAT)
+    if node.op in FLOAT_RESULT:
+        kind = onnx.TensorProto.FLOAT
     if node.op in SAME_SHAPE and first in shapes:
         return {node.outputs[0]: shapes[first]}, {node.outputs[0]: kind}
     if node.proto.domain in ("", "ai.onnx"):

@@ -1,6 +1,7 @@
 """Bodies of If, Loop and Scan: what goes in them goes in the file, and nothing else changes."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+import onnxprune
 from onnxprune import inferring, runtime
 from onnxprune.axes import Mask
 from onnxprune.bodies import graphs
 from onnxprune.coupling import Coupling
+from onnxprune.errors import BadModelError
 from onnxprune.passes import couple as coupling_pass
 from onnxprune.passes.shrink import shrink
 from onnxprune.passes.verify import verify
@@ -236,6 +239,22 @@ def test_an_empty_plan_is_the_identity(name: str) -> None:
     assert shrink(coupled(proto), {}).SerializeToString(deterministic=True) == (
         proto.SerializeToString(deterministic=True)
     )
+
+
+def test_what_a_body_keeps_in_another_file_is_pruned(tmp_path: Path) -> None:
+    proto = branches()
+    inner = proto.graph.node[1].attribute[0].g.initializer[0]
+    (tmp_path / "inner.bin").write_bytes(inner.raw_data)
+    onnx.external_data_helper.set_external_data(inner, "inner.bin")
+    inner.ClearField("raw_data")
+    onnx.save(proto, tmp_path / "net.onnx")
+    small, report = onnxprune.prune(tmp_path / "net.onnx", ratio=0.5)
+    assert report.verification is not None
+    assert report.verification.ok
+    assert sorted(tuple(t.dims) for t in tensors(small)) == [(3, 3), (4, 3), (4, 3), (4, 4)]
+    (tmp_path / "inner.bin").unlink()
+    with pytest.raises(BadModelError, match=r"keeps tensor 'w_.*' in 'inner.bin'"):
+        onnxprune.prune(tmp_path / "net.onnx", ratio=0.5)
 
 
 def test_names_in_bodies_stay() -> None:
