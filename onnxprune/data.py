@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +23,7 @@ from onnxprune.model import Array, Model
 # In place of the sizes that shape inference goes by: attention over the pixels of a picture of
 # 224 takes gigabytes. Networks halve extents: 32 divides these.
 SMALL: Final = {BATCH: (2, 3), LENGTH: (7, 12), EXTENT: (64, 96)}
+STEPS: Final = (512, 256, 1, 2, 3, 4, 8, 16, 32, 64, 128, 160, 320, 480, 576, 640, 1024, 1280)
 VISIBLE: Final = 0.9  # share of ones in a mask
 FEW: Final = 2  # ids of unknown meaning lie below this
 # Operands that pick from another operand: the picking one, and the table that it picks from.
@@ -68,9 +69,38 @@ def random_inputs(model: Model, seed: int, choice: int = 0, small: bool = True) 
             for size, symbol in zip(model.samples[choice].shapes[name], symbols[name], strict=True)
             if size is not None
         )
-        generator = np.random.default_rng([seed, choice, zlib.crc32(name.encode())])
-        found[name] = _values(generator, name, kind.elem_type, shape, bound_of_ids(model, name))
+        found[name] = _drawn(model, name, kind.elem_type, shape, (seed, choice))
     return found
+
+
+def further_inputs(model: Model, seed: int) -> Iterator[dict[str, Array]]:
+    """Random inputs of other sizes, for a model that runs at few.
+
+    A network that takes a signal step by step wants the length of one step. So all dynamic sizes
+    are 1, but for the last axes, and then for all axes but the first, which have a usual length.
+    """
+    values = {value.name: value.type.tensor_type for value in model.proto.graph.input}
+    symbols = dynamic_axes(model.proto)
+    if not any(symbol for own in symbols.values() for symbol in own):
+        return
+    last = {own[-1] for own in symbols.values() if len(own) > 1} - {None}
+    others = {symbol for own in symbols.values() for symbol in own[1:]} - {None}
+    for size in STEPS:
+        for long in dict.fromkeys((frozenset(last), frozenset(others))):
+            sizes = {x: size if x in long else 1 for own in symbols.values() for x in own}
+            found = {}
+            for name in model.inputs:
+                declared = zip(values[name].shape.dim, symbols[name], strict=True)
+                shape = tuple(dim.dim_value if x is None else sizes[x] for dim, x in declared)
+                found[name] = _drawn(model, name, values[name].elem_type, shape, (seed, size))
+            yield found
+
+
+def _drawn(
+    model: Model, name: str, kind: int, shape: tuple[int, ...], seeds: tuple[int, ...]
+) -> Array:
+    generator = np.random.default_rng([*seeds, zlib.crc32(name.encode())])
+    return _values(generator, name, kind, shape, bound_of_ids(model, name))
 
 
 def one_sample(model: Model, seed: int) -> dict[str, Array]:
@@ -138,7 +168,7 @@ def bound_of_ids(model: Model, name: str) -> int | None:
     """
     carried = {name}
     bounds = []
-    for node in model.nodes:
+    for node in model.every:
         for ids, table in PICKS.get(node.op, ()):
             if ids < len(node.inputs) and node.inputs[ids] in carried:
                 shape = model.shape(node.inputs[table])

@@ -8,17 +8,18 @@ different wish becomes a new initializer (copy on write).
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import onnx
 from onnx import helper
 
+from onnxprune.bodies import graphs
 from onnxprune.files import copy_fields
-from onnxprune.model import Model, Node, captures, first_name, operator
+from onnxprune.model import Model, Node, captures, first_name, operator, subgraphs
 from onnxprune.rules import RENAMES
-from onnxprune.shapes import stored
+from onnxprune.shapes import stored_anywhere
 
 LISTED_BELOW: Final = 4  # IR versions below it list every initializer as an input
 Use = tuple[str, int]  # a node's first output, and the operand's position
@@ -47,10 +48,12 @@ class Edits:
         self.before: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         self.replaced: dict[str, list[onnx.NodeProto]] = {}
         self.added: dict[str, onnx.TensorProto] = {}
-        self.constants = stored(model.proto)
-        graph = model.proto.graph
-        self.taken = {name for node in graph.node for name in node.output}
-        self.taken.update(value.name for value in (*graph.input, *graph.initializer))
+        self.holding: set[str] = set()  # nodes with a body in which something changes
+        self.constants = stored_anywhere(model.proto)
+        self.taken = set(model.renamed.values())
+        for graph in graphs(model.proto.graph):
+            self.taken.update(name for node in graph.node for name in node.output)
+            self.taken.update(value.name for value in (*graph.input, *graph.initializer))
 
     def unused(self, name: str) -> str:
         """The name, or the next free one: the file may be the result of an earlier pruning."""
@@ -86,6 +89,14 @@ class Edits:
     def applied(self) -> onnx.ModelProto:
         """The edited model: what the edits left without a reader is gone, all else is the same."""
         in_place = self._settle()
+        changed = {key for key, _ in self.operands} | self.attributes.keys() | self.before.keys()
+        changed |= self.replaced.keys() | in_place.keys() | self.added.keys()
+        self.holding = {
+            first_name(raw.output)
+            for graph in graphs(self.model.proto.graph)
+            for raw in graph.node
+            if any(not changed.isdisjoint(_named(body)) for body in subgraphs(raw))
+        }
         source = self.model.proto
         proto = onnx.ModelProto()
         copy_fields(proto, source, {"graph"})
@@ -100,7 +111,7 @@ class Edits:
     def _settle(self) -> dict[str, Wish]:
         """Decide for each constant whether it changes in place; name the copies."""
         folded = {p.origin for p in self.model.params.values() if p.folded}
-        read = Counter(name for node in self.model.nodes for name in node.inputs)
+        read = Counter(name for node in self.model.every for name in node.inputs)
         gone = {x for x in folded & self.wishes.keys() if read[x] == len(self.wishes[x])}
         uses = self._uses(gone)
         in_place = {}
@@ -128,15 +139,22 @@ class Edits:
         nodes = [raw for raw in graph.node if not gone.intersection(raw.output)]
         alive = _live({o.name for o in graph.output} | _dead_ends(graph), nodes)
         origin = {name: param.origin for name, param in self.model.params.items()}
-        seen = {node.key for node in self.model.nodes} | self.constants.keys()
+        seen = {node.key for node in self.model.every} | self.constants.keys()
         uses = Counter(output.name for output in graph.output)
-        for node in self.model.nodes:
-            uses.update(origin.get(name, name) for name in (*node.inputs, *node.captured) if name)
+        for node in self.model.every:
+            uses.update(origin.get(name, name) for name in (*node.inputs, *node.unseen) if name)
+            uses.update(name for body in node.bodies for name in body.outputs)
+            inner = (raw for body in node.bodies for raw in body.proto.node)
+            uses.update(name for raw in inner if self._is_left_out(raw, seen) for name in raw.input)
         for raw in nodes:
-            looked_through = operator(raw) in RENAMES and raw.input[0] in self.constants
-            if id(raw) in alive and first_name(raw.output) not in seen and not looked_through:
+            if id(raw) in alive and self._is_left_out(raw, seen):
                 uses.update((*raw.input, *captures(raw)))
         return uses
+
+    def _is_left_out(self, raw: onnx.NodeProto, seen: Collection[str]) -> bool:
+        """Whether a node is none of the model's, and doesn't just rename a constant."""
+        looked_through = operator(raw) in RENAMES and raw.input[0] in self.constants
+        return first_name(raw.output) not in seen and not looked_through
 
     def _node(self, raw: onnx.NodeProto, in_place: dict[str, Wish]) -> Iterable[onnx.NodeProto]:
         """The node with its edits, preceded by what is inserted before it."""
@@ -148,10 +166,13 @@ class Edits:
         if key in self.constants and key in in_place:
             return [_constant_node(raw, in_place[key].make(""))]
         positions = [k for k in range(len(raw.input) + 1) if (key, k) in self.operands]
-        if not positions and key not in self.attributes:
+        holds = key in self.holding
+        if not positions and key not in self.attributes and not holds:
             return [*self.before.get(key, ()), raw]
         node = onnx.NodeProto()
         node.CopyFrom(raw)
+        for body in subgraphs(node) if holds else ():
+            self._body(body, in_place)
         for position in positions:
             while len(node.input) <= position:
                 node.input.append("")
@@ -159,6 +180,26 @@ class Edits:
         for name, value in self.attributes.get(key, {}).items():
             _set_attribute(node, name, value)
         return [*self.before.get(key, ()), node]
+
+    def _body(self, body: onnx.GraphProto, in_place: dict[str, Wish]) -> None:
+        """Write the edits into a body."""
+        nodes = [new for raw in body.node for new in self._node(raw, in_place)]
+        alive = _live({o.name for o in body.output} | _dead_ends(body), nodes)
+        kept = [node for node in nodes if id(node) in alive]
+        used = {name for node in kept for name in (*node.input, *captures(node))}
+        used.update(value.name for value in body.output)
+        read = {name for node in body.node for name in (*node.input, *captures(node))}
+        tensors = [
+            in_place[tensor.name].make(tensor.name) if tensor.name in in_place else tensor
+            for tensor in body.initializer
+            if tensor.name in used or tensor.name not in read
+        ]
+        copies = onnx.GraphProto()
+        copies.node.extend(kept)
+        copies.initializer.extend(tensors)
+        del body.node[:], body.initializer[:]
+        body.node.extend(copies.node)
+        body.initializer.extend(copies.initializer)
 
     def _write_initializers(self, proto: onnx.ModelProto, in_place: dict[str, Wish]) -> None:
         """The file's initializers in their order, then the new ones."""
@@ -184,6 +225,13 @@ class Edits:
             for tensor in added:
                 kind = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
                 proto.graph.input.append(kind)
+
+
+def _named(body: onnx.GraphProto) -> Iterator[str]:
+    """The keys of the nodes in a body and in the bodies in it, and its initializers."""
+    for graph in graphs(body):
+        yield from (tensor.name for tensor in graph.initializer)
+        yield from (first_name(node.output) for node in graph.node)
 
 
 def _constant_node(raw: onnx.NodeProto, value: onnx.TensorProto) -> onnx.NodeProto:

@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from google.protobuf.message import DecodeError
 from onnx import inliner
 
 from onnxprune import shapes, views
+from onnxprune.bodies import graphs
 from onnxprune.errors import BadModelError, OnnxPruneError
 from onnxprune.model import Model
 from onnxprune.outside import Sink, blocks, location, outside_bytes, rename, stays_inside
@@ -61,7 +63,7 @@ def check_proto(proto: onnx.ModelProto, name: str, folder: Path | None) -> None:
                 f"'{name}' uses opset {opset.version}; this onnx {onnx.__version__} knows opsets "
                 f"up to {newest}: update the onnx package"
             )
-    for tensor in proto.graph.initializer:
+    for tensor in (tensor for graph in graphs(proto.graph) for tensor in graph.initializer):
         if not shapes.is_external(tensor):
             continue
         place = location(tensor)
@@ -106,7 +108,21 @@ def load(
         proto = gs.export_onnx(source)
     name = name or proto.graph.name or "model"
     check_proto(proto, name, folder)
-    return views.view(_inlined(proto, rules or {}), folder, name, rules)
+    proto = _gathered(_inlined(proto, rules or {}), folder)
+    return views.view(proto, folder, name, rules)
+
+
+def _gathered(proto: onnx.ModelProto, folder: Path | None) -> onnx.ModelProto:
+    """The model with what bodies of control flow keep in other files; that is never much."""
+    inner = [t for graph in islice(graphs(proto.graph), 1, None) for t in graph.initializer]
+    if not any(map(shapes.is_external, inner)):
+        return proto
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    for graph in islice(graphs(copy.graph), 1, None):
+        for tensor in graph.initializer:
+            _read_in(tensor, folder)
+    return copy
 
 
 def _inlined(proto: onnx.ModelProto, rules: Mapping[str, Row]) -> onnx.ModelProto:

@@ -8,7 +8,7 @@ layers by accident goes by ``NAME@OUTPUT:INDEX``, one name for each use (see pas
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,25 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
+class Body:
+    """A body of a control-flow node that is looked into; all names of a file are distinct."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[Node, ...]
+    proto: onnx.GraphProto = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Node:
-    """One node. ``op`` is the operator's type, with its domain where that is not ai.onnx."""
+    """One node. ``op`` is the operator's type, with its domain where that is not ai.onnx.
+
+    Attributes:
+        index: its place among the nodes of the main graph; inside a body that of the body's owner.
+        captured: the outer values that its bodies read.
+        bodies: those that are looked into: of an If that always goes one way, that one alone.
+        inside: whether it stands in a body.
+    """
 
     index: int
     op: str
@@ -33,6 +50,8 @@ class Node:
     outputs: tuple[str, ...]
     proto: onnx.NodeProto = field(repr=False)
     captured: tuple[str, ...] = ()
+    bodies: tuple[Body, ...] = ()
+    inside: bool = False
 
     @cached_property
     def attributes(self) -> dict[str, Any]:
@@ -42,6 +61,15 @@ class Node:
             for a in self.proto.attribute
             if not a.HasField("g") and not a.graphs
         }
+
+    @cached_property
+    def unseen(self) -> tuple[str, ...]:
+        """The outer values that bodies read which are not looked into."""
+        if not self.captured:
+            return ()
+        seen = [body.proto for body in self.bodies]
+        others = [b for b in subgraphs(self.proto) if not any(b is own for own in seen)]
+        return tuple(dict.fromkeys(name for body in others for name in body_captures(body)))
 
     @property
     def key(self) -> str:
@@ -101,6 +129,7 @@ class Model:
         dtypes: element types of values, as far as they are known.
         held: whether an axis that is declared dynamic was held at one size, since the graph made
             no sense at others; what is computed from it must not be taken for fixed.
+        renamed: the file's names of values in bodies, by those that ``proto`` has for them.
     """
 
     proto: onnx.ModelProto = field(repr=False)
@@ -111,6 +140,7 @@ class Model:
     samples: tuple[Sample, ...] = field(repr=False)
     dtypes: Mapping[str, int] = field(repr=False)
     held: bool = False
+    renamed: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @cached_property
     def opset(self) -> int:
@@ -128,6 +158,11 @@ class Model:
     def outputs(self) -> tuple[str, ...]:
         """Names of the graph's outputs."""
         return tuple(o.name for o in self.proto.graph.output)
+
+    @cached_property
+    def every(self) -> tuple[Node, ...]:
+        """All nodes, also those in bodies, which come before their owner."""
+        return tuple(each(self.nodes))
 
     @cached_property
     def producers(self) -> dict[str, Node]:
@@ -168,6 +203,28 @@ def first_name(names: Iterable[str]) -> str:
     return next((name for name in names if name), "")
 
 
+def each(nodes: Iterable[Node]) -> Iterator[Node]:
+    """Nodes, and before each of them the nodes of its bodies."""
+    for node in nodes:
+        for body in node.bodies:
+            yield from each(body.nodes)
+        yield node
+
+
+def mapped(node: Node, change: Callable[[Node], Node]) -> Node:
+    """The node changed, and all nodes of its bodies."""
+    bodies = tuple(
+        replace(body, nodes=tuple(mapped(inner, change) for inner in body.nodes))
+        for body in node.bodies
+    )
+    return change(replace(node, bodies=bodies) if bodies else node)
+
+
+def placed(node: Node, index: int) -> Node:
+    """The node at another place of the main graph."""
+    return mapped(node, lambda own: replace(own, index=index))
+
+
 def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     """The bodies of a control-flow node."""
     for attribute in node.attribute:
@@ -178,18 +235,23 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 def captures(node: onnx.NodeProto) -> tuple[str, ...]:
     """The outer values that the bodies of a control-flow node read."""
+    found = (name for body in subgraphs(node) for name in body_captures(body))
+    return tuple(dict.fromkeys(found))
+
+
+def body_captures(body: onnx.GraphProto) -> tuple[str, ...]:
+    """The outer values that a body reads."""
     found: dict[str, None] = {}
-    for body in subgraphs(node):
-        own = {i.name for i in body.input} | {i.name for i in body.initializer}
-        own |= {i.values.name for i in body.sparse_initializer}
-        for inner in body.node:
-            for name in (*inner.input, *captures(inner)):
-                if name and name not in own:
-                    found[name] = None
-            own.update(inner.output)
-        for result in body.output:
-            if result.name not in own:
-                found[result.name] = None
+    own = {i.name for i in body.input} | {i.name for i in body.initializer}
+    own |= {i.values.name for i in body.sparse_initializer}
+    for inner in body.node:
+        for name in (*inner.input, *captures(inner)):
+            if name and name not in own:
+                found[name] = None
+        own.update(inner.output)
+    for result in body.output:
+        if result.name not in own:
+            found[result.name] = None
     return tuple(found)
 
 

@@ -15,7 +15,7 @@ importance then, and is never compared.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -54,7 +54,7 @@ def masked(
             What that does to an output is what rounding has to be allowed there.
     """
     writer = _Writer(coupling, keep, values or {}, jitter)
-    for node in coupling.model.nodes:
+    for node in coupling.model.every:
         writer.replace_params(node)
     for bound in coupling.bound:
         writer.visit(bound)
@@ -79,12 +79,26 @@ def _rebuilt(
     graph.sparse_initializer.extend(source.sparse_initializer)
     graph.initializer.extend(source.initializer)
     graph.initializer.extend(writer.constants.values())
-    for node in source.node:
-        key = _key(node)
-        graph.node.extend(writer.before.get(key, ()))
-        graph.node.append(writer.copies.get(key, node))
-        graph.node.extend(writer.after.get(key, ()))
+    graph.node.extend(_written(source, writer))
     return result
+
+
+def _written(source: onnx.GraphProto, writer: _Writer) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph, with what stands before, for and behind each; so in its bodies."""
+    for raw in source.node:
+        key = _key(raw)
+        node = writer.copies.get(key, raw)
+        if any(True for _ in subgraphs(raw)):
+            node = onnx.NodeProto()
+            node.CopyFrom(writer.copies.get(key, raw))
+            for body in subgraphs(node):
+                inner = onnx.GraphProto()
+                inner.node.extend(_written(body, writer))
+                del body.node[:]
+                body.node.extend(inner.node)
+        yield from writer.before.get(key, ())
+        yield node
+        yield from writer.after.get(key, ())
 
 
 def _key(node: onnx.NodeProto) -> str:

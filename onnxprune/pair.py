@@ -21,6 +21,7 @@ from onnxprune.model import Array, Node, operator, subgraphs
 from onnxprune.oracle import FLOATS, masked
 from onnxprune.plan import Keep
 from onnxprune.rules.tables import CASTS, JOINS, JUMPS, MOVES, ROUNDS, ROUNDS_AT
+from onnxprune.ways import force
 from onnxprune.widen import widen, widened
 
 Results = dict[str, Any]
@@ -40,6 +41,7 @@ class Pair:
         folder: where the external data of the pruned model lies.
         values: full-size values of parameters that replace the original's.
         wide: whether both run as float32 models (see ``onnxprune.widen``).
+        forced: the conditions of some Ifs by their keys (see ``onnxprune.ways``).
     """
 
     coupling: Coupling
@@ -48,6 +50,7 @@ class Pair:
     folder: Path | None = None
     values: Mapping[str, Array] | None = None
     wide: bool = False
+    forced: tuple[tuple[str, bool], ...] = ()
 
     def oracle(
         self, names: Sequence[str], jitter: int | None = None, pins: Results | None = None
@@ -74,7 +77,7 @@ class Pair:
         """
         proto = self.shrunk
         extra = [x for x in dict.fromkeys(names) if x not in {o.name for o in proto.graph.output}]
-        if extra or pins or self.wide:
+        if extra or pins or self.wide or self.forced:
             proto = onnx.ModelProto()
             proto.CopyFrom(self.shrunk)
         if pins:
@@ -88,11 +91,13 @@ class Pair:
         Around QuantizeLinear it fuses into kernels that round otherwise, and that it can do so in
         the pruned model, but not around a mask of the oracle, is no difference of the two.
         """
-        return not extra or ROUNDS.isdisjoint(node.op for node in self.coupling.model.nodes)
+        return not extra or ROUNDS.isdisjoint(node.op for node in self.coupling.model.every)
 
     def _runner(
         self, proto: onnx.ModelProto, folder: Path | None, fuse: bool, retry: bool
     ) -> Runner:
+        if self.forced:
+            force(proto, self.forced, self.coupling.model.renamed)
         if self.wide:
             widen(proto, folder)
         try:

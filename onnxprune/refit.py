@@ -59,7 +59,7 @@ class Refit:
         self.original, self.pruned, self.generator = original, pruned, generator
         self.counts = {factor: int(mask.sum()) for factor, mask in keep.items()}
         self.changed: dict[str, Array] = {}
-        self.uses = Counter(name for node in coupling.model.nodes for name in node.inputs)
+        self.uses = Counter(name for node in coupling.model.every for name in node.inputs)
         self.wanted: dict[str, int] = {}  # values of the original -> layers that still need them
         self.read_by = readers(coupling)
         nodes = coupling.model.nodes

@@ -11,44 +11,41 @@ arithmetic is needed, and a rule that holds in both holds for the structure (see
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Final
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from onnxprune.bodies import graphs
 from onnxprune.dynamic import choices, dynamic_axes
 from onnxprune.errors import BadModelError, RuleError
-from onnxprune.model import Array, Model, Node, Sample, operator
+from onnxprune.inferring import INFERENCE_ERRORS, Known, complete, shapes_of
+from onnxprune.model import Array, Model, Node, Sample, operator, subgraphs
 from onnxprune.notation import Shape
-from onnxprune.rules import Row, Unprunable, fit_node, made_shapes
-from onnxprune.rules.tables import (
-    CHANNELS_LAST,
-    CONSTANTS,
-    INFERRED_AS,
-    REARRANGES,
-    SAME_SHAPE,
-    TYPED_BY,
-)
-from onnxprune.rules.values import SIZES, evaluate, is_small
-
-INFERENCE_ERRORS: Final = (
-    onnx.shape_inference.InferenceError,
-    onnx.defs.SchemaError,
-    onnx.checker.ValidationError,
-    RuntimeError,
-    ValueError,
-)
+from onnxprune.rules import Row, Unprunable, fit_node
+from onnxprune.rules.tables import CONSTANTS, REARRANGES
+from onnxprune.rules.values import is_small
 
 Sizes = Mapping[str, Sequence[int]]
 
 
 def stored(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     """The constant tensors of the main graph by value name: initializers and Constant nodes."""
-    found = {tensor.name: tensor for tensor in proto.graph.initializer}
-    for node in proto.graph.node:
+    return _stored(proto.graph)
+
+
+def stored_anywhere(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """The same of the main graph and of all bodies, whose names are distinct."""
+    found: dict[str, onnx.TensorProto] = {}
+    for graph in graphs(proto.graph):
+        found.update(_stored(graph))
+    return found
+
+
+def _stored(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    found = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
         if operator(node) in CONSTANTS:
             for attribute in node.attribute:
                 tensor = _constant_value(attribute)
@@ -146,149 +143,31 @@ def skeleton(proto: onnx.ModelProto, constants: Mapping[str, onnx.TensorProto]) 
             graph.initializer.append(tensor)
             graph.initializer[-1].name = name
     graph.node.extend(n for n in proto.graph.node if n.output and n.output[0] not in constants)
+    for node in graph.node:
+        for body in subgraphs(node):
+            _strip(body, constants)
     known = {o.domain for o in proto.opset_import if onnx.defs.has("Relu", o.domain)} | {""}
     custom = {out for n in proto.graph.node if n.domain not in known for out in n.output}
     graph.value_info.extend(v for v in proto.graph.value_info if v.name in custom)
     return copy
 
 
+def _strip(body: onnx.GraphProto, constants: Collection[str]) -> None:
+    """Leave out the constants of a body, and of those in it, which stand outside now."""
+    given = {value.name for value in body.output}
+    gone = {name for name in constants if name not in given}
+    kept = [tensor for tensor in body.initializer if tensor.name not in gone]
+    nodes = [node for node in body.node if not node.output or node.output[0] not in gone]
+    del body.initializer[:], body.node[:]
+    body.initializer.extend(kept)
+    body.node.extend(nodes)
+    for node in body.node:
+        for inner in subgraphs(node):
+            _strip(inner, constants)
+
+
 def _is_small(tensor: onnx.TensorProto) -> bool:
     return is_small(tensor.dims, helper.tensor_dtype_to_np_dtype(tensor.data_type))
-
-
-def _shapes_of(types: Mapping[str, onnx.TypeProto]) -> tuple[dict[str, Shape], dict[str, int]]:
-    shapes: dict[str, Shape] = {}
-    dtypes: dict[str, int] = {}
-    for name, kind in types.items():
-        if not kind.HasField("tensor_type"):
-            continue
-        dtypes[name] = kind.tensor_type.elem_type
-        if kind.tensor_type.HasField("shape"):
-            shapes[name] = tuple(
-                d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else None
-                for d in kind.tensor_type.shape.dim
-            )
-    return shapes, dtypes
-
-
-def _complete(
-    nodes: Sequence[Node],
-    shapes: dict[str, Shape],
-    constants: dict[str, Array],
-    dtypes: dict[str, int],
-    opset: int,
-    rules: Mapping[str, Row],
-) -> None:
-    """One walk in topological order: small values, and the shapes that depend on them.
-
-    A short vector of floats in the file may be a weight, so nothing is computed from one, but
-    together with what has been computed (the scales of a Resize).
-    """
-    given = set(constants)
-    weights = {name for name in given if _may_be_weight(constants[name])}
-    for node in nodes:
-        derived = any(name in constants and name not in given for name in node.inputs)
-        if len(node.outputs) == 1 and (derived or weights.isdisjoint(node.inputs)):
-            value = _value(node, shapes, constants)
-            if value is not None:
-                constants[node.outputs[0]] = value
-                shapes[node.outputs[0]] = value.shape
-                dtypes[node.outputs[0]] = helper.np_dtype_to_tensor_dtype(value.dtype)
-                continue
-        if any(name and None in shapes.get(name, (None,)) for name in node.outputs):
-            found, kinds = _results(node, shapes, constants, dtypes, opset, rules)
-            for name, shape in found.items():
-                old = shapes.get(name, (None,) * len(shape))
-                shapes[name] = tuple(x if y is None else y for x, y in zip(shape, old, strict=True))
-                dtypes.setdefault(name, kinds[name])
-
-
-def _may_be_weight(value: Array) -> bool:
-    return value.dtype.kind not in "iub" and value.size > 1
-
-
-def _value(node: Node, shapes: Mapping[str, Shape], constants: Mapping[str, Array]) -> Array | None:
-    if node.op in SIZES:
-        return _size_of(node, shapes.get(node.inputs[0]))
-    if not all(name in constants for name in node.inputs if name):
-        return None
-    return evaluate(node, [constants[name] if name else None for name in node.inputs])
-
-
-def _results(
-    node: Node,
-    shapes: Mapping[str, Shape],
-    constants: Mapping[str, Array],
-    dtypes: Mapping[str, int],
-    opset: int,
-    rules: Mapping[str, Row],
-) -> tuple[dict[str, Shape], dict[str, int]]:
-    """Shapes and element types of a node's results, as onnx or the operator's row knows them."""
-    first = node.inputs[0] if node.inputs else ""
-    kind = dtypes.get(first, onnx.TensorProto.FLOAT)
-    if node.op in SAME_SHAPE and first in shapes:
-        return {node.outputs[0]: shapes[first]}, {node.outputs[0]: kind}
-    if node.proto.domain in ("", "ai.onnx"):
-        return _shapes_of(_infer_node(node, shapes, constants, dtypes, opset))
-    kind = dtypes.get(_typed_by(node), kind)
-    if node.op in INFERRED_AS and not node.attributes.get(CHANNELS_LAST):
-        floats = dict.fromkeys(node.inputs, onnx.TensorProto.FLOAT)  # which ai.onnx wants there
-        found, _ = _shapes_of(_infer_node(_standard(node), shapes, constants, floats, opset))
-        return found, dict.fromkeys(found, kind)
-    made = made_shapes(node, [shapes.get(name) for name in node.inputs], rules)
-    known = {name: own for name, own in zip(node.outputs, made, strict=False) if own is not None}
-    return known, dict.fromkeys(known, kind)
-
-
-def _typed_by(node: Node) -> str:
-    """The operand that has the element type of the results; nothing where it is absent."""
-    position = TYPED_BY.get(node.op, 0)
-    return node.inputs[position] if position < len(node.inputs) else ""
-
-
-def _standard(node: Node) -> Node:
-    """The node of ai.onnx whose results have the same shapes."""
-    op, positions = INFERRED_AS[node.op]
-    proto = onnx.NodeProto()
-    proto.CopyFrom(node.proto)
-    proto.domain, proto.op_type = "", op
-    known = onnx.defs.get_schema(op).attributes
-    attributes = [a for a in proto.attribute if a.name in known]
-    names = [node.inputs[k] for k in positions if k < len(node.inputs)]
-    del proto.input[:], proto.attribute[:]
-    proto.input.extend(names)
-    proto.attribute.extend(attributes)
-    return replace(node, proto=proto, op=op, inputs=tuple(names))
-
-
-def _infer_node(
-    node: Node,
-    shapes: Mapping[str, Shape],
-    constants: Mapping[str, Array],
-    dtypes: Mapping[str, int],
-    opset: int,
-) -> Mapping[str, onnx.TypeProto]:
-    """onnx's inference of one node; nothing where an operand is not known."""
-    read = {name for name in node.inputs if name}
-    if not all(name in shapes and name in dtypes for name in read):
-        return {}
-    types = {name: helper.make_tensor_type_proto(dtypes[name], shapes[name]) for name in read}
-    data = {name: numpy_helper.from_array(constants[name]) for name in read if name in constants}
-    try:
-        schema = onnx.defs.get_schema(node.proto.op_type, opset)
-        return onnx.shape_inference.infer_node_outputs(
-            schema, node.proto, types, data, opset_imports=[helper.make_opsetid("", opset)]
-        )
-    except INFERENCE_ERRORS:
-        return {}  # it stays unknown: whatever touches it is frozen
-
-
-def _size_of(node: Node, shape: Shape | None) -> Array | None:
-    """What a node that asks for sizes gives, where all of them are known."""
-    if shape is None:
-        return None
-    sizes = SIZES[node.op](shape, node.attributes)
-    return None if any(n is None for n in sizes.reshape(-1)) else sizes.astype(np.int64)
 
 
 def _infer(model: onnx.ModelProto) -> onnx.GraphProto:
@@ -336,11 +215,11 @@ def sample(
         _with_sizes(model, sizes)
     graph = _infer(model)
     types = {v.name: v.type for v in (*graph.input, *graph.value_info, *graph.output)}
-    shapes, dtypes = _shapes_of(types)
+    shapes, dtypes = shapes_of(types)
     for tensor in light.graph.initializer:
         shapes[tensor.name] = tuple(tensor.dims)
         dtypes[tensor.name] = tensor.data_type
     values = dict(constants)
     opset = max((o.version for o in light.opset_import if o.domain in ("", "ai.onnx")), default=1)
-    _complete(nodes, shapes, values, dtypes, opset, rules)
+    complete(nodes, Known(shapes, values, dtypes, opset, rules))
     return Sample(shapes, values), dtypes

@@ -81,7 +81,7 @@ class Use:
 def uses(coupling: Coupling, table: SizeTable) -> tuple[list[Use], int]:
     """The tensors that groups touch, and the parameters in all others."""
     model = coupling.model
-    reads = [name for node in model.nodes for name in (*node.inputs, *node.captured)]
+    reads = [name for node in model.every for name in (*node.inputs, *node.unseen)]
     readers: dict[str, list[str]] = {}
     for name in dict.fromkeys((*reads, *model.outputs)):
         if name in model.params:

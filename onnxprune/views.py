@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from functools import partial
 from pathlib import Path
 
@@ -11,9 +11,24 @@ import onnx
 from onnx import external_data_helper, helper, numpy_helper
 
 from onnxprune import shapes
+from onnxprune.bodies import distinct, settled
 from onnxprune.errors import BadModelError
-from onnxprune.model import Array, Model, Node, Param, Sample, captures, first_name, operator
+from onnxprune.model import (
+    Array,
+    Body,
+    Model,
+    Node,
+    Param,
+    Sample,
+    captures,
+    each,
+    first_name,
+    operator,
+    placed,
+    subgraphs,
+)
 from onnxprune.rules import Row
+from onnxprune.rules.control import opens
 from onnxprune.rules.values import is_small
 
 
@@ -24,16 +39,15 @@ def view(
     rules: Mapping[str, Row] | None = None,
 ) -> Model:
     """The model of a checked protobuf: nodes, parameters, shapes."""
-    constants = shapes.stored(proto)
+    proto, renamed = distinct(proto)
+    constants = shapes.stored_anywhere(proto)
     given = {i.name for i in proto.graph.input} | constants.keys()
     given |= {tensor.values.name for tensor in proto.graph.sparse_initializer}
-    nodes: list[Node] = []
-    for raw in sort(proto.graph.node, given):
-        if raw.output and raw.output[0] in constants:
-            continue
-        index = len(nodes)
-        outer = captures(raw) if any(map(_has_body, raw.attribute)) else ()
-        nodes.append(Node(index, operator(raw), tuple(raw.input), tuple(raw.output), raw, outer))
+    opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
+    nodes = [
+        placed(node, index)
+        for index, node in enumerate(_nodes(proto.graph.node, given, constants, opset))
+    ]
     params = {
         key: Param(key, key, tuple(t.dims), t.data_type, partial(read_tensor, t, folder))
         for key, t in constants.items()
@@ -44,10 +58,48 @@ def view(
         if is_small(param.shape, helper.tensor_dtype_to_np_dtype(param.dtype))
     }
     light = shapes.skeleton(proto, constants)
-    samples, dtypes, held = shapes.best_samples(proto, light, nodes, small, rules or {})
+    while True:
+        samples, dtypes, held = shapes.best_samples(proto, light, nodes, small, rules or {})
+        told = list(nodes) if held else list(settled(nodes, samples))
+        if len([*each(told)]) == len([*each(nodes)]):
+            break
+        nodes = told
     stated = {key: param.shape for key, param in params.items()}
     samples = tuple(Sample({**own.shapes, **stated}, own.constants) for own in samples)
-    return Model(proto, folder, name, tuple(nodes), params, samples, dtypes, held)
+    return Model(proto, folder, name, tuple(nodes), params, samples, dtypes, held, renamed=renamed)
+
+
+def _nodes(
+    raws: Iterable[onnx.NodeProto],
+    given: Set[str],
+    constants: Mapping[str, onnx.TensorProto],
+    opset: int,
+    inside: bool = False,
+) -> Iterator[Node]:
+    """The nodes of a graph in topological order, with those of their bodies."""
+    known = set(given)
+    for raw in sort(raws, known):
+        known.update(raw.output)
+        if raw.output and raw.output[0] in constants:
+            continue
+        outer = captures(raw) if any(map(_has_body, raw.attribute)) else ()
+        bodies = tuple(
+            Body(
+                tuple(i.name for i in body.input),
+                tuple(o.name for o in body.output),
+                tuple(_nodes(body.node, known | _given(body), constants, opset, inside=True)),
+                body,
+            )
+            for body in (subgraphs(raw) if opens(raw, opset) else ())
+        )
+        reads, makes = tuple(raw.input), tuple(raw.output)
+        yield Node(0, operator(raw), reads, makes, raw, outer, bodies, inside)
+
+
+def _given(body: onnx.GraphProto) -> set[str]:
+    """What a body's nodes may read beside each other's results."""
+    sparse = {tensor.values.name for tensor in body.sparse_initializer}
+    return {value.name for value in (*body.input, *body.initializer)} | sparse
 
 
 def _has_body(attribute: onnx.AttributeProto) -> bool:

@@ -9,9 +9,11 @@ import onnx
 
 from onnxprune.axes import OPAQUE, Factors, Layout, Reason
 from onnxprune.coupling import WHOLE, Bound, Coupling, Group, Member
+from onnxprune.inferring import agree
 from onnxprune.model import Model, Node
 from onnxprune.notation import UNIT, Axis, Fit, is_whole
 from onnxprune.rules import Row, Unprunable, fit_node
+from onnxprune.rules.control import Link, links
 from onnxprune.rules.tables import DEQUANTIZES, UNREAD
 
 INTEGERS: Final = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})
@@ -66,9 +68,12 @@ class _Walk:
         known = [sample.constants for sample in self.model.samples]
         if node.outputs and all(x in own for own in known for x in node.outputs if x):
             return  # shape arithmetic: its values depend on no channel
+        if node.bodies:
+            self.control(node)
+            return
         try:
             if node.captured:
-                raise Unprunable("bodies of control flow are not looked into yet")
+                raise Unprunable("its bodies are not looked into")
             fits = fit_node(node, self.model, self.rules)
         except Unprunable as verdict:
             self.freeze(node, str(verdict))
@@ -77,8 +82,9 @@ class _Walk:
 
     def freeze(self, node: Node, text: str) -> None:
         """Every axis that the node touches keeps every index."""
-        reason = Reason(text, node.index)
-        self.frozen[node.index] = text
+        reason = because(text, node)
+        if not node.inside:
+            self.frozen[node.index] = text
         for name in (*node.inputs, *node.captured):
             self.operand(name)
             for layout in self.layouts.get(name, ()):
@@ -86,6 +92,76 @@ class _Walk:
         for name in node.outputs:
             if name:
                 self.enter(name, reason)
+
+    def control(self, node: Node) -> None:
+        """Walk the bodies of an If, Loop or Scan; what links say is one value has one layout."""
+        entering, leaving = links(node)
+        linked = {name for link in (*entering, *leaving) for name in (link.value, *link.sources)}
+        steers = because("it steers what runs", node)
+        for name in node.inputs:
+            self.operand(name)
+            if name not in linked:
+                self.freeze_all(name, steers)
+        for link in entering:
+            self.follow(node, link)
+        for body in node.bodies:
+            for name in body.inputs:
+                if name not in self.layouts:
+                    self.enter(name, steers)
+            for inner in body.nodes:
+                self.visit(inner)
+            for name in body.outputs:
+                self.operand(name)
+                if name in self.model.params or name not in linked:
+                    self.freeze_all(name, because("it leaves a body as it is", node))
+        for link in leaving:
+            self.follow(node, link)
+        self.keep_ids(node)
+
+    def follow(self, node: Node, link: Link) -> None:
+        """Let a value and its sources have the same layouts; where sizes differ, nothing goes."""
+        reason = because("its size differs between the ways that lead here", node)
+        sides = [self.seen(link, source, node) for source in link.sources]
+        own = self.layouts.get(link.value)
+        sides += [] if own is None else [own]
+        ranks = {len(side) for side in sides if side is not None}
+        shape = self.model.samples[0].shapes.get(link.value)
+        if None in sides or len(ranks) != 1 or shape is None or len(shape) not in ranks:
+            for layout in (x for side in sides for x in side or ()):
+                self.factors.freeze(layout, reason)
+            if own is None:
+                self.enter(link.value, reason)
+            return
+        made = []
+        for axis, layouts in enumerate(zip(*(x for x in sides if x is not None), strict=True)):
+            if agree(link, axis, self.model.samples):
+                for other in layouts[1:]:
+                    self.factors.unify(layouts[0], other, reason)
+                made.append(layouts[0])
+                continue
+            for layout in layouts:
+                self.factors.freeze(layout, reason)
+            size = shape[axis]
+            made.append(OPAQUE if size is None else self.factors.fresh(size, reason))
+        if own is None:
+            self.layouts[link.value] = tuple(made)
+
+    def seen(self, link: Link, source: str, node: Node) -> tuple[Layout, ...] | None:
+        """The layouts of a source as the link's value has them; the axis of the steps is whole."""
+        layouts = self.layouts.get(source)
+        if layouts is None:
+            return None
+        found = list(layouts)
+        if link.lost is not None:
+            self.factors.freeze(found.pop(link.lost), because("it runs over the steps", node))
+        if link.gained is not None:
+            found.insert(link.gained % (len(found) + 1), OPAQUE)
+        return tuple(found)
+
+    def freeze_all(self, name: str, reason: Reason) -> None:
+        """Every axis of a value keeps every index."""
+        for layout in self.layouts.get(name, ()):
+            self.factors.freeze(layout, reason)
 
     def operand(self, name: str) -> None:
         """Make sure that a constant has layouts: free ones for a parameter."""
@@ -191,12 +267,17 @@ class _Walk:
                 self.factors.freeze(layout, Reason("it is an axis of a graph output"))
 
 
+def because(text: str, node: Node) -> Reason:
+    """A reason at a node; the label of one in a body is part of the text."""
+    return Reason(f"{node.label}: {text}" if node.inside else text, node.index)
+
+
 class _Step:
     """Matching of one node: patterns against layouts."""
 
     def __init__(self, factors: Factors, node: Node, fit: Fit, letters: dict[str, Layout]) -> None:
         self.factors, self.fit, self.letters = factors, fit, letters
-        self.reason = Reason("its rule can't cut this axis into factors", node.index)
+        self.reason = because("its rule can't cut this axis into factors", node)
         self.whole = Reason(WHOLE, node.index)
 
     def letter(self, name: str) -> Layout:
@@ -259,5 +340,5 @@ def _groups(walk: _Walk) -> tuple[Group, ...]:
 def _in_use(model: Model) -> dict[str, None]:
     """The parameters in the order of their first use."""
     return dict.fromkeys(
-        name for node in model.nodes for name in node.inputs if name in model.params
+        name for node in model.every for name in node.inputs if name in model.params
     )

@@ -14,14 +14,14 @@ Only the view changes: the protobuf stays as it was, and shrink writes copies wh
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from onnxprune import runtime
-from onnxprune.model import Array, Model, Node, Param
+from onnxprune.model import Array, Model, Node, Param, mapped, placed
 from onnxprune.notation import is_whole
 from onnxprune.rules import RENAMES, Row, Unprunable, fit_node
 
@@ -37,20 +37,25 @@ def normalize(model: Model, rules: Mapping[str, Row] | None = None) -> Model:
 def _looked_through(model: Model) -> Model:
     """Identity nodes of constants are left out; their readers read the constant."""
     origin: dict[str, str] = {}
-    outputs = set(model.outputs)
-    nodes: list[Node] = []
-    for node in model.nodes:
-        inputs = tuple(origin.get(name, name) for name in node.inputs)
-        passes = node.op in RENAMES and inputs[0] in model.params
-        if passes and node.outputs[0] not in outputs and not _is_captured(model, node):
-            origin[node.outputs[0]] = inputs[0]
-        else:
-            nodes.append(replace(node, index=len(nodes), inputs=inputs))
-    return replace(model, nodes=tuple(nodes)) if origin else model
+
+    def walk(nodes: Iterable[Node], outputs: Container[str]) -> Iterator[Node]:
+        for node in nodes:
+            inputs = tuple(origin.get(name, name) for name in node.inputs)
+            passes = node.op in RENAMES and inputs[0] in model.params
+            if passes and node.outputs[0] not in outputs and not _is_captured(model, node):
+                origin[node.outputs[0]] = inputs[0]
+                continue
+            bodies = tuple(
+                replace(body, nodes=tuple(walk(body.nodes, body.outputs))) for body in node.bodies
+            )
+            yield replace(node, inputs=inputs, bodies=bodies)
+
+    nodes = tuple(placed(n, k) for k, n in enumerate(walk(model.nodes, model.outputs)))
+    return replace(model, nodes=nodes) if origin else model
 
 
 def _is_captured(model: Model, node: Node) -> bool:
-    return any(node.outputs[0] in other.captured for other in model.nodes if other.captured)
+    return any(node.outputs[0] in other.captured for other in model.every if other.captured)
 
 
 def is_vector(shape: tuple[int, ...]) -> bool:
@@ -60,8 +65,9 @@ def is_vector(shape: tuple[int, ...]) -> bool:
 
 def _unshared(model: Model) -> Model:
     """Vectors and constant-valued tensors: one parameter for each use."""
-    uses = Counter(name for node in model.nodes for name in (*node.inputs, *node.captured))
+    uses = Counter(name for node in model.every for name in (*node.inputs, *node.unseen))
     uses.update(model.outputs)
+    uses.update(x for node in model.every for body in node.bodies for x in body.outputs)
     shared = {name for name, count in uses.items() if count > 1 and name in model.params}
     shared = {name for name in shared if _is_accident(model.params[name])}
     if not shared:
@@ -69,8 +75,8 @@ def _unshared(model: Model) -> Model:
     params = dict(model.params)
     shapes = [dict(sample.shapes) for sample in model.samples]
     constants = [dict(sample.constants) for sample in model.samples]
-    nodes: list[Node] = []
-    for node in model.nodes:
+
+    def apart(node: Node) -> Node:
         inputs = list(node.inputs)
         for position, name in enumerate(node.inputs):
             if name not in shared:
@@ -82,12 +88,14 @@ def _unshared(model: Model) -> Model:
             for known in constants:
                 if name in known:
                     known[use] = known[name]
-        nodes.append(replace(node, inputs=tuple(inputs)))
+        return replace(node, inputs=tuple(inputs))
+
+    nodes = tuple(mapped(node, apart) for node in model.nodes)
     samples = tuple(
         replace(sample, shapes=a, constants=b)
         for sample, a, b in zip(model.samples, shapes, constants, strict=True)
     )
-    return replace(model, nodes=tuple(nodes), params=params, samples=samples)
+    return replace(model, nodes=nodes, params=params, samples=samples)
 
 
 def _is_accident(param: Param) -> bool:
@@ -120,7 +128,7 @@ def _folded(model: Model, rules: Mapping[str, Row]) -> Model:
                         dtype = model.dtypes.get(name, 1)
                         params[name] = Param(name, name, sizes, dtype, read, folded=True)
                 continue
-        nodes.append(replace(node, index=len(nodes)))
+        nodes.append(placed(node, len(nodes)))
     if not params:
         return model
     values.names = tuple(params)
@@ -136,7 +144,7 @@ def _without_unread(nodes: list[Node], constant: set[str], outputs: set[str]) ->
         if not read.isdisjoint(node.outputs) or not constant.issuperset(node.outputs):
             kept.append(node)
             read.update(node.inputs, node.captured)
-    return tuple(replace(node, index=k) for k, node in enumerate(reversed(kept)))
+    return tuple(placed(node, k) for k, node in enumerate(reversed(kept)))
 
 
 def _reduces(node: Node, model: Model, rules: Mapping[str, Row]) -> bool:

@@ -21,9 +21,10 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune.axes import Factors, Layout, Mask, Opaque
+from onnxprune.bodies import restore
 from onnxprune.coupling import Bound, Coupling
 from onnxprune.edits import Edits, Wish
-from onnxprune.model import Array, Node, Param
+from onnxprune.model import Array, Node, Param, subgraphs
 from onnxprune.notation import Axis
 from onnxprune.outside import Sink
 from onnxprune.plan import Keep
@@ -55,17 +56,18 @@ def shrink(
     pruned = {factor: mask for factor, mask in keep.items() if not mask.all()}
     edits = Edits(coupling.model)
     work = _Shrink(coupling, pruned, values or {}, edits, sink)
-    for node in coupling.model.nodes:
+    for node in coupling.model.every:
         work.slice_params(node)
     if pruned:
         for bound in coupling.bound:
             work.restate(bound)
-        for node in coupling.model.nodes:
+        for node in coupling.model.every:
             if node.op in SIZES:
                 work.keep_sizes(node)
     proto = edits.applied()
     if pruned:
         work.restate_value_info(proto.graph)
+    restore(proto, coupling.model.renamed)
     if sink is not None:
         sink.take_in(proto, coupling.model.folder)
     return proto
@@ -266,10 +268,13 @@ class _Shrink:
     def _loses(self, layout: Layout) -> bool:
         return not self.pruned.isdisjoint(self.factors.leaves(layout))
 
-    def restate_value_info(self, graph: onnx.GraphProto) -> None:
-        """Annotated shapes of inner values and listed initializers follow."""
+    def restate_value_info(self, graph: onnx.GraphProto, body: bool = False) -> None:
+        """Annotated shapes of inner values and listed initializers follow; so do bodies."""
+        for inner in (x for node in graph.node for x in subgraphs(node)):
+            self.restate_value_info(inner, body=True)
         stored = {tensor.name: tensor.dims for tensor in graph.initializer}
-        for value in (*graph.value_info, *graph.input):
+        outputs = graph.output if body else ()
+        for value in (*graph.value_info, *graph.input, *outputs):
             dims = value.type.tensor_type.shape.dim
             for dim, size in zip(dims, stored.get(value.name, ()), strict=False):
                 dim.dim_value = size

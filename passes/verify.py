@@ -10,12 +10,15 @@
 Some operators decide (TopK, NonMaxSuppression, Greater, ...): their results jump where a number
 moves by one rounding. Values inside are compared with the oracle's decisions put into the pruned
 model, and so are outputs that differ behind decisions, if all that decides agrees.
+
+An If runs one of two branches. Each that lost something is run: both models are made to go that
+way, whatever the condition says. Values inside of bodies are not compared themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,13 +28,11 @@ from onnx import TensorProto
 from onnxprune import compare
 from onnxprune.checks import complaint, contract
 from onnxprune.coupling import Coupling
-from onnxprune.data import check_inputs, random_inputs
 from onnxprune.errors import RunError
 from onnxprune.model import Array, Model
 from onnxprune.pair import (
     Pair,
     Results,
-    Runner,
     before,
     behind,
     operators,
@@ -40,15 +41,15 @@ from onnxprune.pair import (
     side_by_side,
 )
 from onnxprune.plan import Keep
+from onnxprune.preparing import Prepared, prepared, run_all
 from onnxprune.rules.tables import ORDERING
 from onnxprune.runtime import Feeds
 from onnxprune.verdict import Check, Verification
+from onnxprune.ways import Way, ways
 
 __all__ = ["Check", "Verification", "verify"]
 
 Progress = Callable[[str], None]
-RUNS: Final = 2  # dynamic axes at two sizes, or two inputs of the same size
-REAL: Final = "give real ones (--inputs FILE.npz)"
 FLIPS: Final = 0.01  # share of decisions on single numbers that may jump by themselves
 
 
@@ -95,27 +96,43 @@ def verify(
         return Verification(limit, failure=failure, notes=notes)
     pair = Pair(coupling, keep, shrunk, folder or model.folder, values, wide=half)
     say("run the original")
-    run = _prepared(pair, inputs, seed)
+    run = prepared(pair, inputs, seed)
     say("run the pruned model")
     found = _verdict(run, tolerance or limit, tolerance is None)
+    for way in ways(coupling, keep) if found.ok else ():
+        say(f"run {way.label}")
+        found = _on_way(found, way, run, seed, (tolerance or limit, tolerance is None))
     if half and found.ok:
         failure, note = _as_it_is(replace(run, pair=replace(pair, wide=False)), kind)
         found = replace(found, failure=failure)
         notes += note
-    return replace(found, notes=notes)
+    return replace(found, notes=(*notes, *found.notes))
 
 
-@dataclass(frozen=True)
-class _Run:
-    """The oracle's side: the inputs of each run, and what the graph's outputs should be."""
-
-    pair: Pair
-    feeds: tuple[Feeds, ...]
-    expected: tuple[Results, ...]
-
-    @property
-    def model(self) -> Model:
-        return self.pair.coupling.model
+def _on_way(
+    found: Verification, way: Way, run: Prepared, seed: int, allowed: tuple[float, bool]
+) -> Verification:
+    """The verdict with that on one way through the model's branches."""
+    pair = replace(run.pair, forced=way.conditions)
+    try:
+        forced = prepared(pair, None, seed, run.feeds)
+    except RunError:
+        note = f"{way.label} does not run on random inputs: what it gives was not compared"
+        return replace(found, notes=(*found.notes, note))
+    own = _verdict(forced, *allowed)
+    if own.failure is not None:
+        return replace(found, failure=f"{way.label}: {own.failure}")
+    if own.blind:
+        note = f"{way.label} gives nothing that varies: it was not compared"
+        return replace(found, notes=(*found.notes, note))
+    worst = max(own.checks, key=lambda check: check.error / check.allowed)
+    return replace(
+        found,
+        checks=(*found.checks, replace(worst, value=f"{worst.value} ({way.label})")),
+        noise=max((x for x in (found.noise, own.noise) if x is not None), default=None),
+        inner_values=found.inner_values + own.inner_values,
+        inner_numbers=found.inner_numbers + own.inner_numbers,
+    )
 
 
 def _in_order(model: Model, shrunk: onnx.ModelProto) -> tuple[str | None, tuple[str, ...]]:
@@ -132,31 +149,6 @@ def _in_order(model: Model, shrunk: onnx.ModelProto) -> tuple[str | None, tuple[
     return None, (f"onnx's checker refuses the original already: {earlier}",)
 
 
-def _prepared(pair: Pair, inputs: Feeds | None, seed: int) -> _Run:
-    """Run the oracle on small random inputs; where it can't, on those of the analysis' sizes."""
-    model = pair.coupling.model
-    runner = pair.oracle(model.outputs)
-    if inputs is not None:
-        given = check_inputs(inputs, model)
-        return _Run(pair, (given,), _all(runner, [given], model.outputs))
-    fixed = len(model.samples) == 1
-    for small in (True, False):
-        feeds = tuple(
-            random_inputs(model, seed + k if fixed else seed, 0 if fixed else k, small)
-            for k in range(RUNS)
-        )
-        try:
-            return _Run(pair, feeds, _all(runner, feeds, model.outputs))
-        except RunError as error:
-            if fixed or not small:
-                raise RunError(f"the original fails on random inputs: {error}; {REAL}") from error
-    raise AssertionError("the loop returns or raises")
-
-
-def _all(runner: Runner, feeds: Sequence[Feeds], names: Sequence[str]) -> tuple[Results, ...]:
-    return tuple(runner(one, names) for one in feeds)
-
-
 def _check(
     pair: Pair, name: str, found: Sequence[Any], wanted: Sequence[Any], limit: float
 ) -> Check:
@@ -167,17 +159,17 @@ def _check(
     return Check(name, error, limit, count, compare.is_blind(wanted))
 
 
-def _outputs(run: _Run, found: Sequence[Results], limit: float) -> list[Check]:
+def _outputs(run: Prepared, found: Sequence[Results], limit: float) -> list[Check]:
     return [
         _check(run.pair, x, [one[x] for one in found], [one[x] for one in run.expected], limit)
         for x in run.model.outputs
     ]
 
 
-def _verdict(run: _Run, limit: float, adaptive: bool) -> Verification:
+def _verdict(run: Prepared, limit: float, adaptive: bool) -> Verification:
     outputs = run.model.outputs
     try:
-        checks = _outputs(run, _all(run.pair.pruned(outputs), run.feeds, outputs), limit)
+        checks = _outputs(run, run_all(run.pair.pruned(outputs), run.feeds, outputs), limit)
         inner = [
             check
             for names in portions(run.pair, run.pair.telling(), run.feeds[0])
@@ -205,7 +197,11 @@ def _verdict(run: _Run, limit: float, adaptive: bool) -> Verification:
 
 
 def _inside(
-    run: _Run, names: Sequence[str], feeds: Sequence[Feeds], limit: float, jitter: int | None = None
+    run: Prepared,
+    names: Sequence[str],
+    feeds: Sequence[Feeds],
+    limit: float,
+    jitter: int | None = None,
 ) -> list[Check]:
     """Compare values of both graphs, and single decisions, with the oracle's decisions put in."""
     deciding = run.pair.deciding()
@@ -224,7 +220,7 @@ def _inside(
     return checks
 
 
-def _noise(run: _Run, checks: Sequence[Check]) -> dict[str, float]:
+def _noise(run: Prepared, checks: Sequence[Check]) -> dict[str, float]:
     """What rounding alone does to the values that differ: the oracle against itself, jittered."""
     wrong = [check.value for check in checks if not check.ok and check.count]
     if not wrong:
@@ -241,7 +237,7 @@ def _allowing(noise: Mapping[str, float], checks: Sequence[Check]) -> list[Check
     return found
 
 
-def _decided(run: _Run, checks: Sequence[Check]) -> list[Check]:
+def _decided(run: Prepared, checks: Sequence[Check]) -> list[Check]:
     """Check the outputs that differ behind decisions again, with the oracle's decisions put in.
 
     A decision that is an output itself passes: what decides has been compared.
@@ -263,13 +259,13 @@ def _decided(run: _Run, checks: Sequence[Check]) -> list[Check]:
     return found
 
 
-def _doubtful(run: _Run) -> set[str]:
+def _doubtful(run: Prepared) -> set[str]:
     """The results of decisions, and all that depends on them."""
     results = {name for node in run.pair.deciding() for name in node.outputs}
     return behind(run.model.nodes, results) | results
 
 
-def _explained(run: _Run, wrong: Sequence[Check]) -> str:
+def _explained(run: Prepared, wrong: Sequence[Check]) -> str:
     """The failure in a sentence that names the first value that diverges."""
     check = wrong[0]
     text = f"{'output' if check.output else 'value'} '{check.value}' {_differs(check)}"
@@ -289,7 +285,7 @@ def _differs(check: Check) -> str:
     return f"differs by {check.error:.1e} (allowed: {check.allowed:.1e})"
 
 
-def _first(run: _Run, feeds: Feeds, check: Check) -> str | None:
+def _first(run: Prepared, feeds: Feeds, check: Check) -> str | None:
     """The first value in topological order that differs, and leads to this one, in words."""
     decisions = {name for node in run.pair.deciding() for name in node.outputs}
     leading = before(run.model.nodes, check.value) - decisions
@@ -315,16 +311,16 @@ def _told(found: Any, expected: Any, error: float) -> str:
     return "it has another type, or other infinite values"
 
 
-def _as_it_is(run: _Run, kind: int) -> tuple[str | None, tuple[str, ...]]:
+def _as_it_is(run: Prepared, kind: int) -> tuple[str | None, tuple[str, ...]]:
     """Run half-precision models in their own type: a failure, and notes on what can't be run."""
     names, feeds = run.model.outputs, run.feeds[:1]
     name = TensorProto.DataType.Name(kind)
     try:
-        expected = _all(run.pair.oracle(names), feeds, names)
+        expected = run_all(run.pair.oracle(names), feeds, names)
     except RunError:
         return None, (f"ONNX Runtime does not run {name} on a CPU: compared as float32 alone",)
     try:
-        found = _all(run.pair.pruned(names), feeds, names)
+        found = run_all(run.pair.pruned(names), feeds, names)
     except RunError as error:
         return f"the pruned model does not run: {error}", ()
     overflow = overflowing(run.pair, feeds, expected)

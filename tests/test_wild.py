@@ -291,3 +291,25 @@ def test_channels_that_are_declared_dynamic_are_as_many_as_the_weight_reads(chan
     coupling, pruned = proven(proto)
     assert [(group.name, group.size) for group in coupling.groups] == [("w1:0", 8)]
     assert [d.dim_param for d in pruned.graph.input[0].type.tensor_type.shape.dim] == [*"nchw"]
+
+
+def test_a_scaler_in_front_of_a_net_has_the_shape_of_its_input() -> None:
+    proto = model(
+        [
+            onnx.helper.make_node(
+                "Scaler", ["x"], ["s"], domain="ai.onnx.ml", offset=[0.5] * 4, scale=[2.0] * 4
+            ),
+            node("Cast", "s", "c", to=onnx.TensorProto.FLOAT),
+            node("MatMul", "c w1", "a"),
+            node("Relu", "a", "r"),
+            node("MatMul", "r w2", "y"),
+        ],
+        {"x": ["n", 4]},
+        {"y": ["n", 3]},
+        {"w1": weight(1, 4, 8), "w2": weight(2, 8, 3)},
+        x=onnx.TensorProto.DOUBLE,
+    )
+    proto.opset_import.append(onnx.helper.make_opsetid("ai.onnx.ml", 1))
+    coupling, _ = proven(proto)
+    assert [group.name for group in coupling.groups] == ["w1:1"]
+    assert coupling.model.dtypes["s"] == onnx.TensorProto.FLOAT

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 _STANDARD: Final = {
-    "bodies of control flow are not looked into yet": "If Loop Scan SequenceMap",
+    "its bodies carry the channels, of whatever operators stand in them": "If Loop Scan",
+    "its body is not looked into": "SequenceMap",
     "it belongs to training": "NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss",
     "it carries a state from call to call, in an order of its own": (
         "CausalConvWithState LinearAttention TensorScatter"

@@ -194,7 +194,12 @@ MOVES: Final = REARRANGES | RENAMES | JOINS | {"Expand", "Gather", "Slice", "Spl
 ROUNDS_AT: Final = {"Sigmoid": 0.1}
 # Operators with a computed row of which onnx infers no shape: the first result has the first
 # operand's.
-SAME_SHAPE: Final = frozenset({"GroupNormalization", "com.microsoft::SimplifiedLayerNormalization"})
+SAME_SHAPE: Final = frozenset(
+    {"GroupNormalization", "com.microsoft::SimplifiedLayerNormalization"}
+    | {f"ai.onnx.ml::{op}" for op in ("Binarizer", "Imputer", "Normalizer", "Scaler")}
+)
+# Those of them that give float32, whatever they are given.
+FLOAT_RESULT: Final = frozenset({"ai.onnx.ml::Normalizer", "ai.onnx.ml::Scaler"})
 # Operators that onnx does not know, and those whose results have the same shape: with the positions
 # of the operands that those read. Attributes that only the first have change nothing by default.
 INFERRED_AS: Final = {
