@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 50  # docstrings left out
-MAX_TOTAL_LINES = 27000  # raise it only with a reason in docs/adr (see 0002)
+MAX_TOTAL_LINES = 34000  # raise it only with a reason in docs/adr (see 0002)
 
 # Modules of onnxprune, or whole subpackages. A module imports from its own floor or from below.
 FLOORS = {
