@@ -16,7 +16,7 @@ from onnxprune.api_bench import bench, bench_import
 from onnxprune.api_data import evaluate, sensitivity
 from onnxprune.api_rules import every_rule, register_rule
 from onnxprune.api_torch import bridge
-from onnxprune.budget import MAX_RATIO, Budget, Options, Scope
+from onnxprune.budget import MAX_RATIO, Budget, Options, Schedule, Scope
 from onnxprune.coupling import Coupling
 from onnxprune.files import load, save
 from onnxprune.judging import DataOptions, gathered
@@ -108,6 +108,7 @@ def prune(
     per_group: Mapping[str, float | str] | None = None,
     per_group_from: Sensitivity | str | Path | None = None,
     steps: int = 1,
+    schedule: Schedule = "exponential",
     seed: int = 0,
     verify: bool = True,
     inputs: Inputs = None,
@@ -152,6 +153,8 @@ def prune(
         per_group: ratio by pattern, for the scope per-group.
         per_group_from: what ``sensitivity`` found, or its file: shares the budget out by it.
         steps: prune in so many steps, and score again between them.
+        schedule: how much goes in each step: ``exponential`` (the same share of what is left),
+            ``linear`` (the same amount) or ``cubic`` (most at first).
         seed: for the random criterion, hashing, and the inputs of the verification.
         verify: whether to prove the result; without it the report says so.
         inputs: real inputs for the verification (.npz or arrays by name).
@@ -190,12 +193,11 @@ def prune(
     shared, name = _defaults(scope, criterion, calibration)
     speed = _speed(latency, Target(ep, threads, ep_options or {}), min_speedup, force)
     how = Options(shared, align, *ends, _ratios(per_group))
-    choice = Choice(budget, how, name, steps, seed, recover, speed)
     data = gathered(calibration, evaluate, seed, options)
     files = (inputs, output, plan_output, report_output)
     table, text = _table(per_group_from), report_text(report_output)
     run = Run(model, every_rule(rules), verify, *files, progress, data, table, report_text=text)
-    return pipeline.prune(run, choice)
+    return pipeline.prune(run, Choice(budget, how, name, steps, seed, recover, speed, schedule))
 
 
 def probe(

@@ -17,6 +17,7 @@ from onnxprune.coupling import Coupling, Group
 from onnxprune.errors import BudgetError, NothingToPruneError, OnnxPruneError
 
 Scope = Literal["global", "uniform", "per-group"]
+Schedule = Literal["exponential", "linear", "cubic"]
 MAX_RATIO: Final = 0.9
 FLAGS: Final = {
     "macs": ("--macs", "MACs"),
@@ -26,6 +27,37 @@ FLAGS: Final = {
     "latency_ms": ("--latency", "milliseconds"),
 }
 BYTES: Final = ("size_bytes", "peak_bytes")
+
+
+SCHEDULES: Final[Mapping[Schedule, Callable[[float, float], float]]] = {
+    "exponential": lambda share, time: share**time,
+    "linear": lambda share, time: 1 - (1 - share) * time,
+    "cubic": lambda share, time: share + (1 - share) * (1 - time) ** 3,
+}
+"""What remains of 1 at a time from 0 to 1, where ``share`` does in the end.
+
+Exponential takes the same share of what is left in each step, linear the same amount; cubic (Zhu
+and Gupta 2017, To prune, or not to prune) most at first, where there is most to spare.
+"""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of several: ``step`` is 1 to ``steps``."""
+
+    step: int = 1
+    steps: int = 1
+    schedule: Schedule = "exponential"
+
+    def left(self, share: float) -> float:
+        """What remains after this step, where ``share`` does after the last."""
+        return SCHEDULES[self.schedule](share, self.step / self.steps)
+
+    def part(self, ratio: float) -> float:
+        """The share of what is left that goes in this step, where ``ratio`` goes in all."""
+        if self.steps == 1:
+            return ratio
+        return 1 - self.left(1 - ratio) / replace(self, step=self.step - 1).left(1 - ratio)
 
 
 @dataclass(frozen=True)
@@ -58,22 +90,16 @@ class Budget:
             for measure, value in self.given().items()
         }
 
-    def at_step(self, step: int, steps: int, before: Cost) -> Budget:
-        """The budget of one step of several, each of which takes the same share of what is left.
-
-        Args:
-            step: 1 to ``steps``.
-            steps: how many there are.
-            before: the cost of the model before the first.
-        """
+    def at_step(self, stage: Stage, before: Cost) -> Budget:
+        """The budget of one step of several; before: the cost of the model before the first."""
         if self.ratio is not None:
-            return replace(self, ratio=_part(self.ratio, steps))
-        if steps == 1:
+            return replace(self, ratio=stage.part(self.ratio))
+        if stage.steps == 1:
             return self
         shares = {}
         for measure, limit in self.limits(before).items():
             full = getattr(before, measure) or 1
-            shares[measure] = max(full * min(1.0, limit / full) ** (step / steps), limit)
+            shares[measure] = max(full * stage.left(min(1.0, limit / full)), limit)
         return replace(self, **shares)
 
 
@@ -106,18 +132,13 @@ class Options:
     per_group: Mapping[str, float] | None = None
     stairs: Stairs = STAIRS
 
-    def at_step(self, steps: int) -> Options:
+    def at_step(self, stage: Stage) -> Options:
         """The options of one step of several: each takes its part of the ratios."""
-        found = replace(self, max_ratio=_part(self.max_ratio, steps))
+        found = replace(self, max_ratio=stage.part(self.max_ratio))
         if self.per_group is not None:
-            ratios = {key: _part(ratio, steps) for key, ratio in self.per_group.items()}
+            ratios = {key: stage.part(ratio) for key, ratio in self.per_group.items()}
             found = replace(found, per_group=ratios)
         return found
-
-
-def _part(ratio: float, steps: int) -> float:
-    """The share of what is left that goes in each of so many steps, ``ratio`` in all."""
-    return ratio if steps == 1 else 1 - (1 - ratio) ** (1 / steps)
 
 
 def check(budget: Budget, options: Options) -> None:

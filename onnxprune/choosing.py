@@ -15,7 +15,7 @@ from onnxprune.alignment import alignment
 from onnxprune.amounts import size
 from onnxprune.arena import arena
 from onnxprune.axes import Mask, Values
-from onnxprune.budget import Budget, Options, free_groups
+from onnxprune.budget import SCHEDULES, Budget, Options, Schedule, Stage, free_groups
 from onnxprune.cost import CostModel, cost_model
 from onnxprune.coupling import Coupling
 from onnxprune.errors import BudgetError, OnnxPruneError, RunError
@@ -53,6 +53,7 @@ class Choice:
         seed: for all that is random.
         recover: whether kept weights are fitted to the original on calibration inputs.
         speed: how fast the result has to be, and where.
+        schedule: how much goes in each of the steps; see ``budget.SCHEDULES``.
     """
 
     budget: Budget
@@ -62,11 +63,14 @@ class Choice:
     seed: int
     recover: bool = True
     speed: Speed = ANY_SPEED
+    schedule: Schedule = "exponential"
 
     def settings(self) -> dict[str, Any]:
         """What a report says was asked for."""
         given = {k: v for k, v in vars(self.budget).items() if v is not None}
         own = {"criterion": self.criterion, "steps": self.steps, "seed": self.seed}
+        if self.steps > 1:
+            own["schedule"] = self.schedule
         return {**given, **asdict(self.options), **own, **self.speed.settings()}
 
     def whole_budget(self, share: float = 1.0) -> Budget:
@@ -111,6 +115,9 @@ class Chooser:
     ) -> None:
         if choice.steps < 1:
             raise OnnxPruneError(f"steps is {choice.steps}: it must be at least 1")
+        if choice.schedule not in SCHEDULES:
+            known = ", ".join(SCHEDULES)
+            raise OnnxPruneError(f"there is no schedule '{choice.schedule}': choose {known}")
         self.coupling, self.choice, self.rules, self.feeds = coupling, choice, rules, feeds
         self.step_of, self.latency, self.scores = step_of, latency, scores
         self.costs = _costs(coupling, latency)
@@ -144,10 +151,11 @@ class Chooser:
         if self.scores is None:
             self.scores = scored_by(self.current, self.choice, self.feeds, self.step_of)
         with self.step_of("select"):
-            options = self.choice.options.at_step(steps)
+            stage = Stage(step, steps, self.choice.schedule)
+            options = self.choice.options.at_step(stage)
             if step < steps:  # blocks are for the last: roundings to them would add up
                 options = replace(options, stairs=options.stairs.finer())
-            budget = whole.at_step(step, steps, self.before)
+            budget = whole.at_step(stage, self.before)
             found = select(self.current, self.scores, budget, options, self.costs)
         for note in (*found.limits, *_narrow(self.coupling, self.current, found.keep, keep)):
             notes.setdefault(note, []).append(step)

@@ -13,6 +13,7 @@ import pytest
 
 from onnxprune.alignment import Stairs, alignment
 from onnxprune.axes import Mask, Values
+from onnxprune.budget import SCHEDULES, Schedule, Stage
 from onnxprune.cost import MEASURES, Cost, CostModel, cost_model
 from onnxprune.coupling import Coupling
 from onnxprune.errors import BudgetError, NothingToPruneError, OnnxPruneError
@@ -272,13 +273,32 @@ def test_ratios_by_pattern() -> None:
 def test_steps_end_where_one_step_does() -> None:
     before = Cost(1000, 100, 50, 10)
     for budget in (Budget(macs=0.25), Budget(macs=250)):
-        limits = [budget.at_step(step, 2, before).limits(before)["macs"] for step in (1, 2)]
+        limits = [budget.at_step(Stage(k, 2), before).limits(before)["macs"] for k in (1, 2)]
         assert limits == pytest.approx([500, 250])
     budget = Budget(ratio=0.75)
-    assert budget.at_step(1, 2, before).ratio == pytest.approx(0.5)
-    assert Budget(params=200).at_step(1, 3, before).limits(before) == {"params": 200}
+    assert budget.at_step(Stage(1, 2), before).ratio == pytest.approx(0.5)
+    assert Budget(params=200).at_step(Stage(1, 3), before).limits(before) == {"params": 200}
     options = Options(scope="per-group", per_group={"a": 0.75})
-    assert (options.at_step(2).per_group or {})["a"] == pytest.approx(0.5)
+    assert (options.at_step(Stage(1, 2)).per_group or {})["a"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 0.9])
+def test_every_schedule_takes_in_all_what_one_step_does(schedule: Schedule, ratio: float) -> None:
+    stages = [Stage(step, 4, schedule) for step in range(1, 5)]
+    parts = [stage.part(ratio) for stage in stages]
+    assert np.prod([1 - part for part in parts]) == pytest.approx(1 - ratio)
+    assert stages[-1].left(1 - ratio) == pytest.approx(1 - ratio)
+    assert all(0 < part < 1 for part in parts)
+
+
+def test_schedules_are_what_they_say() -> None:
+    left = {name: [Stage(k, 4, name).left(0.2) for k in range(5)] for name in SCHEDULES}
+    steps = {name: -np.diff(values) for name, values in left.items()}
+    shares = {name: steps[name] / values[:-1] for name, values in left.items()}
+    assert np.ptp(shares["exponential"]) == pytest.approx(0, abs=1e-12)
+    assert np.ptp(steps["linear"]) == pytest.approx(0, abs=1e-12)
+    assert list(steps["cubic"] / 0.8) == pytest.approx([37 / 64, 19 / 64, 7 / 64, 1 / 64])
 
 
 def blocked_axes(coupling: Coupling) -> list[tuple[list[Any], int]]:
@@ -448,7 +468,7 @@ def test_a_cost_that_a_model_has_not_got_is_no_matter() -> None:
     assert found.limits == ("the model is within the budget as it is",)
     found = select(coupling, scores, Budget(macs=0.5, params=0.5), Options())
     assert counts_of(coupling, found.keep) == [4]
-    step = Budget(macs=0.5).at_step(1, 2, found.cost_before)
+    step = Budget(macs=0.5).at_step(Stage(1, 2), found.cost_before)
     assert step.limits(found.cost_before) == {"macs": 0}
 
 

@@ -202,6 +202,15 @@ ExactOnly = Annotated[
     ),
 ]
 Steps = Annotated[int, option("--steps", CHOICE, "Prune in so many steps, scoring again between.")]
+Schedule = Annotated[
+    str,
+    option(
+        "--schedule",
+        CHOICE,
+        "How much goes in each step: exponential (the same share of what is left), linear (the "
+        "same amount) or cubic (most at first).",
+    ),
+]
 Rules = Annotated[
     list[str],
     option(

@@ -20,7 +20,7 @@ TUNING: Final = 4  # more passes with a latency: profile, tune, score and select
 CHOICES: Final = (
     *("ratio", "macs", "params", "size_bytes", "peak_bytes", "latency", "criterion", "scope"),
     *("align", "min_speedup", "force", "ep", "threads"),
-    *("min_channels", "max_ratio", "include", "exclude", "exact_only", "steps", "seed"),
+    *("min_channels", "max_ratio", "include", "exclude", "exact_only", "steps", "schedule", "seed"),
 )
 
 
@@ -45,6 +45,7 @@ def prune(
     exclude: options.Exclude = [],  # noqa: B006
     exact_only: options.ExactOnly = False,
     steps: options.Steps = 1,
+    schedule: options.Schedule = "exponential",
     ep: options.Ep = "cpu",
     ep_option: options.EpOption = [],  # noqa: B006
     threads: options.Threads = 1,
