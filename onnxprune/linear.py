@@ -72,7 +72,9 @@ class Linear:
         order = (*self.rows, *self.batch, *self.inner)
         kept = {letter: place for place, letter in enumerate(order)}
         shape = tuple(tuple(kept[letter] for letter in axis) for axis in self.x)
-        steps = [str(self.node.attributes.get(name, "")) for name in ("strides", "pads", "auto_pad")]
+        steps = [
+            str(self.node.attributes.get(name, "")) for name in ("strides", "pads", "auto_pad")
+        ]
         parts = len(self.rows), len(self.batch), *steps, UNFOLDED.get(self.node.op)
         return self.node.inputs[self.data], shape, parts
 

@@ -63,9 +63,7 @@ def unfolded_transposed(
     return np.flip(found, tuple(range(-rank, 0)))
 
 
-def sizes_of(
-    x: Sequence[int], kernel: Sequence[int], attributes: Mapping[str, Any]
-) -> list[int]:
+def sizes_of(x: Sequence[int], kernel: Sequence[int], attributes: Mapping[str, Any]) -> list[int]:
     """Spatial sizes of a convolution's result, of those of its operand."""
     rank = len(kernel)
     strides = _listed(attributes, "strides", rank)
@@ -93,7 +91,12 @@ def sizes_of_transposed(
     pads = _listed(attributes, "pads", 2 * rank, 0)
     more = _listed(attributes, "output_padding", rank, 0)
     return [
-        strides[k] * (n - 1) + more[k] + dilations[k] * (kernel[k] - 1) + 1 - pads[k] - pads[k + rank]
+        strides[k] * (n - 1)
+        + more[k]
+        + dilations[k] * (kernel[k] - 1)
+        + 1
+        - pads[k]
+        - pads[k + rank]
         for k, n in enumerate(x)
     ]
 

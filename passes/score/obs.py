@@ -28,9 +28,9 @@ import numpy as np
 from onnxprune.axes import Values
 from onnxprune.coupling import Coupling
 from onnxprune.model import Array
+from onnxprune.moments import TINY
 from onnxprune.passes.score.criteria import Scores, Settings, l2
 from onnxprune.passes.score.readers import JITTER, Reader, readers
-from onnxprune.refit import TINY
 
 CHUNKS: Final = 48  # eliminations of a group, at most: then several indices go at once
 DAMPING: Final = 1e-3  # of the mean energy of what is read

@@ -18,12 +18,11 @@ from onnxprune.axes import Opaque, Values
 from onnxprune.coupling import Bound, Coupling
 from onnxprune.linear import Letters, Linear, Sizes, letter_sizes, linear_of, picked
 from onnxprune.model import Array
-from onnxprune.moments import WIDE, Squares
+from onnxprune.moments import CONSTANT, TINY, WIDE, Squares
 from onnxprune.notation import Axis
 from onnxprune.passes.score.magnitude import Progress
 from onnxprune.passes.score.slices import rows
 from onnxprune.polynomials import Indices
-from onnxprune.refit import TINY
 from onnxprune.runtime import Feeds
 from onnxprune.stepping import Stepper
 from onnxprune.store import Kept, Store
@@ -32,7 +31,6 @@ JOINED: Final = 1200  # numbers that a kernel reads; of more, its taps are joine
 ROWS: Final = 10  # rows for each number that a node reads, at most
 LEAST_ROWS: Final = 1 << 13
 FEW_ROWS: Final = 256  # that are kept where there are no moments, about
-CONSTANT: Final = 1e-9  # share of the energy: what varies less is taken for constant
 LIMIT_BYTES: Final = 256 << 20  # of moments and weights in memory; others wait on disk
 JITTER: Final = 1e-9  # of the mean of a diagonal, so that its matrix has a root
 Positions = dict[int, Array]  # factor -> (size, t): where its indices stand in what is read
