@@ -16,7 +16,7 @@ from onnxprune.cost import MEASURES, Cost
 from onnxprune.coupling import Coupling, Group
 from onnxprune.errors import BudgetError, NothingToPruneError, OnnxPruneError
 
-Scope = Literal["global", "uniform", "per-group"]
+Scope = Literal["global", "uniform", "by-cost", "per-group"]
 Schedule = Literal["exponential", "linear", "cubic"]
 MAX_RATIO: Final = 0.9
 FLAGS: Final = {

@@ -24,11 +24,12 @@ from onnxprune.model import Array, Node
 from onnxprune.notation import Axis
 from onnxprune.oracle import FLOATS
 from onnxprune.rules.tables import LINEAR, NEUTRAL, UNFOLDED
-from onnxprune.windows import unfolded, unfolded_transposed
+from onnxprune.windows import sizes_of, sizes_of_transposed, unfolded, unfolded_transposed
 
 BIAS: Final = 2  # the operand that is added
 TAP: Final = "tap "  # how letters of a kernel's axes begin
 UNFOLD: Final = {"conv": unfolded, "transposed": unfolded_transposed}
+SIZES: Final = {"conv": sizes_of, "transposed": sizes_of_transposed}
 Letters = tuple[str, ...]
 Form = tuple[Letters, ...]  # the letters of each axis, a product row-major
 
@@ -71,8 +72,10 @@ class Linear:
         order = (*self.rows, *self.batch, *self.inner)
         kept = {letter: place for place, letter in enumerate(order)}
         shape = tuple(tuple(kept[letter] for letter in axis) for axis in self.x)
-        strides = str(self.node.attributes.get("strides", ""))
-        parts = len(self.rows), len(self.batch), strides, UNFOLDED.get(self.node.op)
+        steps = [
+            str(self.node.attributes.get(name, "")) for name in ("strides", "pads", "auto_pad")
+        ]
+        parts = len(self.rows), len(self.batch), *steps, UNFOLDED.get(self.node.op)
         return self.node.inputs[self.data], shape, parts
 
     def inputs(
@@ -90,6 +93,13 @@ class Linear:
         if unfold is not None:
             data = UNFOLD[unfold](data, weight[2:], result[2:], self.node.attributes)
         return _arranged(data, self.x, (*self.rows, *self.batch, *self.inner), own)
+
+    def result_shape(self, data: Sequence[int], weight: Sequence[int]) -> tuple[int, ...]:
+        """The shape of a convolution's result, its channels apart; of others what they read."""
+        unfold = UNFOLDED.get(self.node.op)
+        if unfold is None:
+            return tuple(data)
+        return (*data[:2], *SIZES[unfold](data[2:], weight[2:], self.node.attributes))
 
     def outputs(self, result: Array, own: Sizes) -> Array:
         """The result as (*rows, *batch, *outer), a view where that is possible."""

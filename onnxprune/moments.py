@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from onnxprune.model import Array
 
 WIDE: Final = 6144  # above it a matrix of moments is too dear
 EPSILON: Final = 1e-12
+TINY: Final = 1e-30
+STRENGTHS: Final = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of penalties
+CONSTANT: Final = 1e-9  # share of the energy: what varies less is taken for constant
 CHUNK_BYTES: Final = 64 << 20  # of rows that wait to be multiplied: few rows at a time are slow
 
 
@@ -151,3 +154,51 @@ def _dual(moments: Moments, strength: float) -> Values:
     penalty = strength * np.einsum("bpp->b", kernel) / x.shape[2] + EPSILON
     np.einsum("bpp->bp", kernel)[...] += penalty[:, None]
     return np.asarray(np.matmul(x.transpose(0, 2, 1), np.linalg.solve(kernel, r)), np.float64)
+
+
+def is_finite(values: Array, dtype: np.dtype[Any]) -> bool:
+    """Whether values are finite numbers, in their own type too."""
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(values.astype(dtype).astype(np.float64)).all())
+
+
+class Spread:
+    """The variance of rows (b, p, o), summed over b and o; their energy where they hardly vary."""
+
+    def __init__(self) -> None:
+        self.count, self.squares = 0, 0.0
+        self.sums: Values | float = 0.0
+
+    def add(self, rows: Array) -> None:
+        """Take in rows."""
+        wide = rows.astype(np.float64)
+        self.count += rows.shape[1]
+        self.squares += float(np.square(wide).sum())
+        self.sums = self.sums + wide.sum(axis=1)
+
+    def join(self, other: Spread) -> None:
+        """Take in what another one has."""
+        self.count += other.count
+        self.squares += other.squares
+        self.sums = self.sums + other.sums
+
+    def variance(self) -> float:
+        """Summed over all rows."""
+        varied = self.squares - float(np.square(self.sums).sum()) / max(self.count, 1)
+        return varied if varied > CONSTANT * self.squares else self.squares
+
+
+def best(fit: Moments, judge: Moments, free: bool) -> tuple[float, float]:
+    """The smallest loss on other samples, and the penalty that gives it: a walk from the middle."""
+    lost: dict[int, float] = {}
+
+    def at(place: int) -> float:
+        if place not in lost:
+            lost[place] = judge.left(ridge(fit, STRENGTHS[place], free))
+        return lost[place]
+
+    place = len(STRENGTHS) // 2
+    step = -1 if at(place - 1) < at(place) else 1
+    while 0 <= place + step < len(STRENGTHS) and at(place + step) < at(place):
+        place += step
+    return at(place), STRENGTHS[place]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import onnx
@@ -13,9 +13,10 @@ from onnxprune.affine import FIRM, Affine, Lines, affine_of
 from onnxprune.axes import Factors, Values
 from onnxprune.coupling import Coupling
 from onnxprune.full import full_size, kept_part
+from onnxprune.gathering import SAME, Gathered, is_held
 from onnxprune.linear import Linear, letter_sizes, linear_of, picked
 from onnxprune.model import Array, Node
-from onnxprune.moments import WIDE, Moments, joined, ridge
+from onnxprune.moments import TINY, WIDE
 from onnxprune.pair import behind, operators
 from onnxprune.plan import Keep
 from onnxprune.results import Layer
@@ -23,19 +24,11 @@ from onnxprune.rules.tables import NORMS, PICKING
 from onnxprune.sides import Branch, Step, branch_of, readers
 from onnxprune.stepping import Stepper
 
-STRENGTHS: Final = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-HELD: Final = 4  # every so-manieth batch chooses the penalty
 ROWS: Final = 24  # rows for each number that a layer reads, at most
 LEAST_ROWS: Final = 1 << 14
 WIDE_ROWS: Final = 4096  # where rows are kept
-TINY: Final = 1e-30
-CONSTANT: Final = 1e-9  # share of the energy: what varies less is taken for constant
-SAME: Final = 1e-10  # share of the target's energy that rounding may miss
-
-
-def is_held(batch: int, count: int) -> bool:
-    """Whether a batch is held back from the fit, to judge it by."""
-    return count > 1 and batch % HELD == min(HELD, count) - 1
+COMPUTED: Final = "its weight is computed in the graph"
+SHARED: Final = "its weight serves other nodes, too"
 
 
 class Refit:
@@ -68,8 +61,20 @@ class Refit:
         }
         self.picked = behind(nodes, sources) | sources
 
+    def linears(self) -> list[Linear]:
+        """The linear layers that both models have."""
+        return [fitted for fitted, _ in self.pairs() if isinstance(fitted, Linear)]
+
     def found(self) -> list[tuple[Linear | Affine, Branch]]:
-        """The layers in topological order, with what their results go through."""
+        """The layers in topological order, with what their results go through, to be fitted."""
+        pairs = self.pairs()
+        for fitted, branch in pairs:
+            for name in {fitted.node.outputs[0], branch.total} - {""}:
+                self.wanted[name] = self.wanted.get(name, 0) + 1
+        return pairs
+
+    def pairs(self) -> list[tuple[Linear | Affine, Branch]]:
+        """The same, without a claim on any value."""
         pairs: list[tuple[Linear | Affine, Branch]] = []
         for bound in self.coupling.bound:
             key = bound.node.key
@@ -82,10 +87,22 @@ class Refit:
             if linear is not None:
                 pairs.append((linear, branch_of(self.coupling, linear.node, self.read_by)))
         pairs.sort(key=lambda pair: self.pruned.index[pair[0].node.key])
-        for fitted, branch in pairs:
-            for name in {fitted.node.outputs[0], branch.total} - {""}:
-                self.wanted[name] = self.wanted.get(name, 0) + 1
         return pairs
+
+    def passed_over(self) -> list[Layer]:
+        """Layers that read what is pruned and can't be fitted, with the reason."""
+        pruned, found = set(self.counts), []
+        for bound in self.coupling.bound:
+            node, here = bound.node, bound.node.key in self.pruned.index
+            read = (bound.letters[x] for x in bound.fit.contracted if x in bound.letters)
+            touched = any(not pruned.isdisjoint(self.factors.leaves(own)) for own in read)
+            if not (bound.fit.macs and touched and here) or linear_of(self.coupling, bound):
+                continue
+            if any(name in self.coupling.model.params for name in node.inputs[:2]):
+                found.append(Layer(node.label, 0.0, 0.0, None, "its kind of layer is not fitted"))
+            elif any(name in self.original.constants for name in node.inputs[:2]):
+                found.append(Layer(node.label, 0.0, 0.0, None, COMPUTED))
+        return found
 
     def fit(self, fitted: Linear | Affine, branch: Branch) -> Layer | None:
         """Fit one layer; None where it misses nothing."""
@@ -167,10 +184,10 @@ class Refit:
         if linear.bias is not None and self.constant(node, linear.bias) is None:
             return "its bias is computed in the graph"
         if self.constant(node, linear.weight) is None:
-            return "its weight is computed in the graph"
-        if self.uses[node.inputs[linear.weight]] > 1:
-            return "its weight serves other nodes, too"
-        return "its rows are picked at run time" if node.outputs[0] in self.picked else ""
+            return COMPUTED
+        if node.outputs[0] in self.picked:
+            return "its rows are picked at run time"
+        return SHARED if self.uses[node.inputs[linear.weight]] > 1 else ""
 
     def reach(self, name: str) -> None:
         """Run the original until a value is there."""
@@ -182,45 +199,51 @@ class Refit:
         self, linear: Linear, branch: Branch, joins: bool, own: onnx.NodeProto
     ) -> Layer | None:
         """Gather the moments of one layer, and change its weight where that helps."""
+        carrier = self.carrier(linear, branch)
+        found = self.gathered(linear, branch if joins else None, own, carrier).fitted(linear)
+        if found is None:
+            return None
+        if found.weight is not None:
+            self.put(linear.node, linear.weight, found.weight)
+            if carrier is not None and found.bias is not None:
+                self.add(carrier, found.bias)
+        return found.layer
+
+    def gathered(
+        self, linear: Linear, branch: Branch | None, own: onnx.NodeProto, carrier: Step | None
+    ) -> Gathered:
+        """What one layer reads and what it misses, over all batches.
+
+        Args:
+            linear: the layer.
+            branch: the branch that it ends, where its target is what another one leaves.
+            own: the node as the pruned model has it.
+            carrier: where a change of the bias would go.
+        """
         weight = self.constant(linear.node, linear.weight)
         assert weight is not None, "a layer without it is refused"
         sizes = letter_sizes(linear, self.factors, self.counts)
         matrix = linear.matrix(weight, sizes).astype(np.float32)
-        carrier = self.carrier(linear, branch, matrix)
         shift: Array | float = 0.0
         if linear.bias is not None:
             stored = np.asarray(self.constant(linear.node, linear.bias), np.float32)
             shift = stored.reshape(matrix.shape[0], 1, matrix.shape[2])
-        parts = [Moments(), Moments()]
-        spread = Spread()
+        found = Gathered(weight, matrix, sizes, carrier)
         for batch in range(self.pruned.count):
-            held = is_held(batch, self.pruned.count)
-            target = self.target(linear.node, branch if joins else None, batch)
+            target = self.target(linear.node, branch, batch)
             x, wanted = self.rows(linear, own, target, batch, weight.shape, matrix)
-            spread.add(wanted)
+            found.spread.add(wanted)
             residual = wanted - np.matmul(x, matrix) - shift
             if carrier is not None:
                 x = np.concatenate([x, np.ones((*x.shape[:2], 1), x.dtype)], axis=2)
-            parts[held].add(x, residual)
-        whole = joined(parts)
-        if whole.energy <= SAME * spread.variance() or not whole.count:
-            return None
-        judge = parts[1] if parts[1].count else parts[0]
-        scale = max(spread.variance() * judge.count / whole.count, TINY)
-        lost, strength = _best(parts[0], judge, carrier is not None)
-        before, label = judge.energy / scale, linear.node.label
-        delta = ridge(whole, strength, carrier is not None)
-        inner = matrix.shape[1]
-        fitted = linear.tensor(matrix + delta[:, :inner], weight.shape, sizes)
-        if not lost < judge.energy or not _is_finite(fitted, weight.dtype):
-            return Layer(label, before, before, None, "no fit does better on other samples")
-        self.put(linear.node, linear.weight, fitted)
-        if carrier is not None:
-            self.add(carrier, delta[:, inner:].reshape(-1))
-        return Layer(label, before, lost / scale, strength)
+            found.parts[is_held(batch, self.pruned.count)].add(x, residual)
+        return found
 
-    def carrier(self, linear: Linear, branch: Branch, matrix: Array) -> Step | None:
+    def carrier(self, linear: Linear, branch: Branch) -> Step | None:
         """The operand that a change of the bias is written to: a vector of no other use."""
+        weight = self.constant(linear.node, linear.weight)
+        assert weight is not None, "a layer without it is refused"
+        matrix = linear.matrix(weight, letter_sizes(linear, self.factors, self.counts))
         if linear.bias is not None:
             step: Step | None = Step(linear.node, linear.bias)
         else:
@@ -305,45 +328,3 @@ class Refit:
         base = self.coupling.model.params[name].read() if base is None else base
         full = full_size(self.coupling, self.keep, name, small, base)
         self.values[name] = self.changed[name] = full
-
-
-def _is_finite(values: Array, dtype: np.dtype[Any]) -> bool:
-    """Whether values are finite numbers, in their own type too."""
-    with np.errstate(over="ignore"):
-        return bool(np.isfinite(values.astype(dtype).astype(np.float64)).all())
-
-
-class Spread:
-    """The variance of rows (b, p, o), summed over b and o; their energy where they hardly vary."""
-
-    def __init__(self) -> None:
-        self.count, self.squares = 0, 0.0
-        self.sums: Values | float = 0.0
-
-    def add(self, rows: Array) -> None:
-        """Take in rows."""
-        wide = rows.astype(np.float64)
-        self.count += rows.shape[1]
-        self.squares += float(np.square(wide).sum())
-        self.sums = self.sums + wide.sum(axis=1)
-
-    def variance(self) -> float:
-        """Summed over all rows."""
-        varied = self.squares - float(np.square(self.sums).sum()) / max(self.count, 1)
-        return varied if varied > CONSTANT * self.squares else self.squares
-
-
-def _best(fit: Moments, judge: Moments, free: bool) -> tuple[float, float]:
-    """The smallest loss on other samples, and the penalty that gives it: a walk from the middle."""
-    lost: dict[int, float] = {}
-
-    def at(place: int) -> float:
-        if place not in lost:
-            lost[place] = judge.left(ridge(fit, STRENGTHS[place], free))
-        return lost[place]
-
-    place = len(STRENGTHS) // 2
-    step = -1 if at(place - 1) < at(place) else 1
-    while 0 <= place + step < len(STRENGTHS) and at(place + step) < at(place):
-        place += step
-    return at(place), STRENGTHS[place]

@@ -65,10 +65,17 @@ class Stepper:
         self.outputs = [value.name for value in proto.graph.output]
         self.last.update(dict.fromkeys(self.outputs, len(self.nodes)))
         self.store = Store(limit_bytes)
-        self.values: dict[str, Kept] = {
-            name: self.store.keep(feed[name] for feed in feeds) for name in inputs
-        }
+        self.inputs = inputs
+        self.values: dict[str, Kept] = {}
         self.own: set[str] = set()  # constants that one operand alone reads
+        self.restart(feeds)
+
+    def restart(self, feeds: Sequence[runtime.Feeds]) -> None:
+        """Begin again on these inputs, with the constants as they are by now."""
+        for name in list(self.values):
+            self.drop(name)
+        for name in self.inputs:
+            self.values[name] = self.store.keep(feed[name] for feed in feeds)
         self.count = len(feeds)
         self.position = 0
 

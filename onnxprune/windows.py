@@ -63,6 +63,44 @@ def unfolded_transposed(
     return np.flip(found, tuple(range(-rank, 0)))
 
 
+def sizes_of(x: Sequence[int], kernel: Sequence[int], attributes: Mapping[str, Any]) -> list[int]:
+    """Spatial sizes of a convolution's result, of those of its operand."""
+    rank = len(kernel)
+    strides = _listed(attributes, "strides", rank)
+    if _text(attributes) in SAME:
+        return [-(-n // step) for n, step in zip(x, strides, strict=True)]
+    dilations = _listed(attributes, "dilations", rank)
+    pads = _listed(attributes, "pads", 2 * rank, 0) if _text(attributes) != "VALID" else [0] * 6
+    return [
+        (n + pads[k] + pads[k + rank] - dilations[k] * (kernel[k] - 1) - 1) // strides[k] + 1
+        for k, n in enumerate(x)
+    ]
+
+
+def sizes_of_transposed(
+    x: Sequence[int], kernel: Sequence[int], attributes: Mapping[str, Any]
+) -> list[int]:
+    """The same of a transposed convolution."""
+    rank = len(kernel)
+    if "output_shape" in attributes:
+        return [int(n) for n in attributes["output_shape"]][-rank:]
+    strides = _listed(attributes, "strides", rank)
+    if _text(attributes) in SAME:
+        return [n * step for n, step in zip(x, strides, strict=True)]
+    dilations = _listed(attributes, "dilations", rank)
+    pads = _listed(attributes, "pads", 2 * rank, 0)
+    more = _listed(attributes, "output_padding", rank, 0)
+    return [
+        strides[k] * (n - 1)
+        + more[k]
+        + dilations[k] * (kernel[k] - 1)
+        + 1
+        - pads[k]
+        - pads[k + rank]
+        for k, n in enumerate(x)
+    ]
+
+
 def _windows(
     x: Array,
     begins: Sequence[int],

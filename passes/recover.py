@@ -11,7 +11,8 @@ branch: the layer also mends what came before it. The penalty is chosen on calib
 the fit has not seen; where no choice is better there than W_K, the layer stays as it is. Norms get
 new scales and shifts in their turn, for their statistics are those of fewer channels. In the end
 the outputs are compared on the samples that were held back: where they are no nearer to the
-original's than without recovery, all of it is dropped.
+original's than without recovery, all of it is dropped. Weights that several layers share come
+last (``onnxprune.sharing``).
 
 The method is that of channel pruning by reconstruction (He et al. 2017, Channel Pruning for
 Accelerating Very Deep Neural Networks; Luo et al. 2017, ThiNet), made asymmetric and sequential,
@@ -30,16 +31,22 @@ import onnx
 from onnxprune import runtime
 from onnxprune.coupling import Coupling
 from onnxprune.fidelity import divergence
+from onnxprune.gathering import is_held
 from onnxprune.model import Array
 from onnxprune.plan import Keep
-from onnxprune.refit import Refit, is_held
+from onnxprune.refit import Refit
 from onnxprune.results import Layer
 from onnxprune.runtime import Feeds
+from onnxprune.sharing import fit_shared, shared_weights
 from onnxprune.stepping import Stepper
 
 Progress = Callable[[str], None]
 LEAST: Final = 2  # batches: one to fit on, one to judge by
 DROPPED: Final = "all of recovery was dropped"
+NOT_SHARED: Final = (
+    "{} weights that several layers share stay as they are: on samples held back the outputs were "
+    "no nearer to the original's with a fit"
+)
 
 
 @dataclass(frozen=True)
@@ -97,14 +104,15 @@ def recover(
         dict(values or {}),
         np.random.default_rng(seed),
     )
-    layers = []
+    layers = work.passed_over()
     for fitted, branch in work.found():
         if progress is not None:
             progress(fitted.node.label)
         layer = work.fit(fitted, branch)
         if layer is not None:
             layers.append(layer)
-    before, after = _apart(work, shrunk, feeds, threads)
+    judge = _Judge(work, shrunk, feeds, threads)
+    before, after = judge.before, judge.after()
     if work.changed and before > 0 and not after < before:
         note = (
             f"recovery was dropped: on samples held back the outputs were {after:.3g} from the "
@@ -113,23 +121,42 @@ def recover(
         return Recovery(
             {}, tuple(replace(x, strength=None, reason=DROPPED) for x in layers), (note,)
         )
-    return Recovery(work.changed, tuple(layers))
+    shared, alone = shared_weights(work), dict(work.changed)
+    if not shared or not after > 0:
+        return Recovery(alone, tuple(layers))
+    told = fit_shared(work, shared, feeds)
+    if not judge.after() < after:
+        return Recovery(alone, tuple(layers), (NOT_SHARED.format(len(shared)),))
+    return Recovery(work.changed, tuple(told.get(layer.node, layer) for layer in layers))
 
 
-def _apart(
-    work: Refit, shrunk: onnx.ModelProto, feeds: Sequence[Feeds], threads: int
-) -> tuple[float, float]:
-    """How far the outputs are from the original's without recovery and with it."""
-    for stepper in (work.original, work.pruned):
-        stepper.advance(len(stepper.nodes))
-    runner = runtime.runner(shrunk, work.original.folder, threads)
-    before = after = 0.0
-    for batch, feed in enumerate(feeds):
-        if is_held(batch, len(feeds)):
-            both = work.original.values.keys() & work.pruned.values.keys()
-            names = [name for name in work.original.outputs if name in both]
-            expected = [work.original.values[name][batch] for name in names]
-            bare = runner(feed)
-            before += divergence([bare[name] for name in names], expected)
-            after += divergence([work.pruned.values[name][batch] for name in names], expected)
-    return before, after
+class _Judge:
+    """How far the outputs are from the original's on samples that are held back.
+
+    Attributes:
+        before: without recovery.
+    """
+
+    def __init__(
+        self, work: Refit, shrunk: onnx.ModelProto, feeds: Sequence[Feeds], threads: int
+    ) -> None:
+        work.original.advance(len(work.original.nodes))
+        work.pruned.advance(len(work.pruned.nodes))
+        both = work.original.values.keys() & work.pruned.values.keys()
+        self.names = [name for name in work.original.outputs if name in both]
+        self.work, self.expected, self.before = work, {}, 0.0
+        runner = runtime.runner(shrunk, work.original.folder, threads)
+        for batch, feed in enumerate(feeds):
+            if is_held(batch, len(feeds)):
+                self.expected[batch] = [work.original.values[x][batch] for x in self.names]
+                bare = runner(feed)
+                self.before += divergence([bare[x] for x in self.names], self.expected[batch])
+
+    def after(self) -> float:
+        """With what is fitted by now."""
+        pruned = self.work.pruned
+        pruned.advance(len(pruned.nodes))
+        return sum(
+            divergence([pruned.values[x][batch] for x in self.names], expected)
+            for batch, expected in self.expected.items()
+        )

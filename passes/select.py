@@ -2,8 +2,8 @@
 
 A ratio alone takes its share from every group. Budgets are met by a bisection on one number: with
 the scope ``global`` a threshold for all scores, each divided by a power of its group's share of
-the cost; with ``uniform`` and ``per-group`` a common factor of the groups' ratios. Both are
-monotone: more of it keeps less of every group, and no cost grows.
+the cost; with ``uniform``, ``by-cost`` and ``per-group`` a common factor of the groups' ratios.
+Both are monotone: more of it keeps less of every group, and no cost grows.
 Every point of the search is rounded to allowed counts first (``onnxprune.alignment``), so that the
 result is what was measured. Rounding makes stairs; where the search stops more than 2 % below the
 budget, groups are given back or pay single steps until it is met.
@@ -49,6 +49,10 @@ TRIES: Final = 2000  # counts looked through where single steps don't fit
 # of the MACs: the error of the outputs is lowest about here, for some at a third of that at 0.
 POWER: Final = 0.35
 LEAST_SHARE: Final = 1e-3
+# Where all groups lose in the same way, the square of the ratio times the same number, a budget
+# costs least when ratios go as shares do; where what they lose goes as their shares, when all
+# ratios are equal. The root lies between; see docs/criteria.md for what it is worth.
+ROOT: Final = 0.5
 # Measures of which every group has its share.
 SUMS: Final = ("macs", "params", "size_bytes", "latency_ms")
 SPARE: Final = 0.995  # of a byte budget: the rest is for the names of copies and restated shapes
@@ -104,6 +108,8 @@ def select(
         limits["size_bytes"] *= SPARE
     goal = Goal(cost, limits)
     rates, notes = rates_of(coupling, budget, options)
+    if options.scope == "by-cost":
+        rates = rates * _shares(goal, len(rates)) ** ROOT
     free = free_groups(coupling, options) & (rates > 0)
     if limits:
         free &= np.any([cost.touching(m, limit) for m, limit in limits.items()], axis=0)
@@ -134,13 +140,19 @@ def _needs(coupling: Coupling, scores: Mapping[int, Values], goal: Goal) -> list
     The score by itself leaves dear groups as wide as cheap ones; the score by cost empties the
     dear ones. See ``POWER``.
     """
-    shares = [goal.cost.shares(measure) for measure in goal.limits if measure in SUMS]
-    whole = np.ones(len(coupling.groups))
-    share = np.clip(np.max(shares, axis=0), LEAST_SHARE, 1) if shares else whole
+    share = _shares(goal, len(coupling.groups))
     return [
         scores[group.factor] / part**POWER
         for group, part in zip(coupling.groups, share, strict=True)
     ]
+
+
+def _shares(goal: Goal, count: int) -> Values:
+    """The share of each group (v,) in what the budgets are for."""
+    shares = [goal.cost.shares(measure) for measure in goal.limits if measure in SUMS]
+    if not shares:
+        return np.ones(count)
+    return np.asarray(np.clip(np.max(shares, axis=0), LEAST_SHARE, 1), np.float64)
 
 
 def _best(scores: Values, kept: int) -> Mask:

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from onnxprune import runtime
 from onnxprune.calibration import BATCH, BATCHES, Labelled, batches
 from onnxprune.errors import OnnxPruneError
 from onnxprune.files import load
@@ -16,9 +18,9 @@ from onnxprune.model import Model
 from onnxprune.pictures import Pictures
 from onnxprune.runtime import Feeds
 from onnxprune.sources import Form, Source
-from onnxprune.synthetic import pictures_like, synthetic_samples
+from onnxprune.synthetic import KINDS, PLAIN, Kind, matched, pictures_like, synthetic_samples
 from tests import tiny
-from tests.graphs import model, node
+from tests.graphs import model, node, weight
 
 Array = NDArray[Any]
 COUNT = 40
@@ -380,6 +382,48 @@ def test_synthetic_pictures_have_spectra_like_pictures() -> None:
     steps = np.square(np.diff(first["x"], axis=1)).mean() / first["x"].var()
     assert steps < 1.2  # 2 where neighbours have nothing in common
     assert synthetic_samples(last)[3]["x"].tobytes() == synthetic_samples(last)[3]["x"].tobytes()
+
+
+def normalized(kind: Kind) -> Model:
+    """Two convolutions with norms that remember what noise of this kind does there."""
+    generator = np.random.default_rng(5)
+    weights = {
+        "w1": weight(1, 8, 3, 3, 3),
+        "w2": weight(2, 6, 8, 3, 3),
+        **{
+            f"{what}{k}": np.ones(size, np.float32)
+            for k, size in ((1, 8), (2, 6))
+            for what in "sbmv"
+        },
+    }
+    nodes = [
+        node("Conv", "x w1", "c1"),
+        node("BatchNormalization", "c1 s1 b1 m1 v1", "n1"),
+        node("Relu", "n1", "r1"),
+        node("Conv", "r1 w2", "c2"),
+        node("BatchNormalization", "c2 s2 b2 m2 v2", "y"),
+    ]
+    shapes: tuple[dict[str, Any], dict[str, Any]] = {"x": ["n", 3, 32, 32]}, {"y": ["n", 6, 28, 28]}
+    seen = {"x": pictures_like(generator, (64, 3, 32, 32), kind).astype(np.float32)}
+    for k in "12":
+        proto = model(nodes, *shapes, weights)
+        proto.graph.output.append(onnx.ValueInfoProto(name=f"c{k}"))
+        found = runtime.runner(proto, None)(seen)[f"c{k}"]
+        weights[f"m{k}"], weights[f"v{k}"] = found.mean((0, 2, 3)), found.var((0, 2, 3))
+    return load(model(nodes, *shapes, weights))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_noise_is_drawn_that_norms_remember(kind: Kind) -> None:
+    own = normalized(kind)
+    assert matched(own) == kind
+    first = synthetic_samples(own)[0]["x"]
+    assert first.mean() == pytest.approx(kind.mean, abs=0.4 * kind.deviation)
+    assert first.std() == pytest.approx(kind.deviation, rel=0.4)
+
+
+def test_noise_is_plain_where_nothing_is_remembered() -> None:
+    assert matched(load(tiny.net())) == PLAIN
 
 
 def test_pictures_stand_upright(folder: Path) -> None:

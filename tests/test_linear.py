@@ -113,6 +113,15 @@ def test_a_linear_node_is_a_product_of_matrices(name: str) -> None:
     assert np.abs(made - expected).max() <= PRECISION * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if "Conv" in CASES[name][0]])
+def test_the_sizes_of_a_convolution_are_known_before_it_runs(name: str) -> None:
+    op, x, w, bias, given = CASES[name]
+    coupling = built(op, x, w, bias, **given)
+    (linear,) = (found for b in coupling.bound if (found := linear_of(coupling, b)) is not None)
+    made = runtime.runner(coupling.model.proto, None)({"x": np.zeros(x, np.float32)})["y"]
+    assert linear.result_shape(x, w)[2:] == made.shape[2:]
+
+
 def test_rows_are_picked_where_they_stand() -> None:
     grid = np.arange(24).reshape(2, 3, 4)
     assert picked(grid, 2, np.array([0, 4])).tolist() == [[0, 1, 2, 3], [16, 17, 18, 19]]

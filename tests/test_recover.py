@@ -1,5 +1,6 @@
 """Laws of recovery: what can be made up for is, what can't is left, and the proof holds."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from onnxprune.affine import Lines
 from onnxprune.axes import Mask
 from onnxprune.coupling import Coupling
 from onnxprune.full import fitted_values
+from onnxprune.gathering import Gathered
+from onnxprune.linear import Linear
 from onnxprune.passes.recover import Recovery, recover
 from onnxprune.passes.shrink import shrink
 from onnxprune.passes.verify import verify
-from onnxprune.refit import Refit
+from onnxprune.refit import SHARED, Refit
 from onnxprune.stepping import Stepper
 from tests.graphs import convolutions, coupled, halves, keeping, model, node, residual, weight
 from tests.zoo.fill import load
@@ -199,23 +202,82 @@ def test_nothing_removed_is_nothing_recovered() -> None:
     assert fitted.SerializeToString() == small.SerializeToString()
 
 
-def test_a_weight_that_serves_two_nodes_stays() -> None:
-    proto = model(
+def heads() -> onnx.ModelProto:
+    """Two inputs of other spreads through the same two layers, mixtures between them."""
+    first = weight(1, 6, 8)
+    first[:, 4:] = first[:, :4] @ weight(2, 4, 4)
+    return model(
         [
             node("MatMul", "x w1", "a"),
             node("MatMul", "a w2", "b"),
-            node("MatMul", "x w1", "c"),
+            node("Mul", "x spread", "z"),
+            node("MatMul", "z w1", "c"),
             node("MatMul", "c w2", "d"),
             node("Add", "b d", "y"),
         ],
         {"x": ["n", 6]},
         {"y": ["n", 3]},
-        {"w1": weight(1, 6, 8), "w2": weight(2, 8, 3)},
+        {
+            "w1": first,
+            "w2": weight(3, 8, 3),
+            "spread": np.array([3, 1, 0, 2, 1, 0.2], np.float32),
+        },
+    )
+
+
+def test_a_weight_that_serves_two_layers_is_fitted_to_what_both_miss() -> None:
+    proto = heads()
+    coupling = coupled(proto)
+    (group,) = coupling.groups
+    keep = {group.factor: np.arange(8) < 4}
+    feeds = batches(8, 40, 6)
+    found, small, fitted = recovered(coupling, keep, feeds)
+    assert set(found.values) == {"w2"}
+    told = {layer.node: layer for layer in found.layers}
+    assert told["node 'n_b' (MatMul)"].strength is not None
+    assert replace(told["node 'n_d' (MatMul)"], node="") == replace(
+        told["node 'n_b' (MatMul)"], node=""
+    )
+    test = batches(2, 50, 6)
+    assert missed(small, proto, test) > 0.1
+    assert missed(fitted, proto, test) < EXACT
+    assert verify(coupling, keep, fitted, values=found.values).ok
+
+
+def test_a_shared_fit_that_makes_the_outputs_worse_is_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    coupling = coupled(heads())
+    keep = {coupling.groups[0].factor: np.arange(8) % 2 == 0}
+    plain = Gathered.fitted
+
+    def wrong(self: Gathered, linear: Linear) -> Any:
+        found = plain(self, linear)
+        return found and replace(found, weight=1e3 * np.asarray(self.weight))
+
+    monkeypatch.setattr(Gathered, "fitted", wrong)
+    found = recovered(coupling, keep, batches(8, 40, 6))[0]
+    assert not found.values
+    assert "2 weights that several layers share stay as they are" in found.notes[0]
+    assert {layer.reason for layer in found.layers} == {SHARED}
+
+
+def test_what_can_not_be_fitted_is_told() -> None:
+    nodes = [
+        node("MatMul", "x w1", "a"),
+        node("Relu", "a", "r"),
+        node("Transpose", "w2", "t", perm=[1, 0]),
+        node("Tanh", "t", "u"),
+        node("MatMul", "r u", "y"),
+    ]
+    proto = model(
+        nodes, {"x": ["n", 6]}, {"y": ["n", 3]}, {"w1": weight(1, 6, 8), "w2": weight(2, 3, 8)}
     )
     coupling = coupled(proto)
-    found, _, _ = recovered(coupling, halves(coupling), batches(4, 20, 6))
-    assert not found.values
-    assert {layer.reason for layer in found.layers} == {"its weight serves other nodes, too"}
+    found = recovered(coupling, halves(coupling), batches(4, 20, 6))[0]
+    (layer,) = (layer for layer in found.layers if layer.node == "node 'n_y' (MatMul)")
+    assert layer.strength is None
+    assert layer.reason == "its weight is computed in the graph"
 
 
 def test_the_same_seed_gives_the_same_and_layers_are_told() -> None:

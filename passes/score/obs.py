@@ -28,9 +28,9 @@ import numpy as np
 from onnxprune.axes import Values
 from onnxprune.coupling import Coupling
 from onnxprune.model import Array
+from onnxprune.moments import TINY
 from onnxprune.passes.score.criteria import Scores, Settings, l2
 from onnxprune.passes.score.readers import JITTER, Reader, readers
-from onnxprune.refit import TINY
 
 CHUNKS: Final = 48  # eliminations of a group, at most: then several indices go at once
 DAMPING: Final = 1e-3  # of the mean energy of what is read
@@ -143,14 +143,15 @@ class _Cost:
     Attributes:
         positions: (size, t) where the group's indices stand among what is left.
         energy: (size,) of each index by itself, where there are no moments.
-        inverse: (b, d, d) of the covariance of what is left, damped; or None.
+        inverse: (b, d, d) of the covariance of what is left, damped; or None. It is found in
+            float64, and reduced in float32: the damping keeps that exact enough.
         weight: (b, d, r) refitted to what is left, in shares of the results' variances.
     """
 
     positions: Array
     energy: Values
-    inverse: Values | None = None
-    weight: Values | None = None
+    inverse: Array | None = None
+    weight: Array | None = None
 
     @staticmethod
     def of(readers: Sequence[Reader], factor: int) -> _Cost:
@@ -165,13 +166,13 @@ class _Cost:
         gram = covariance[0].astype(np.float64)
         diagonal = np.einsum("bdd->bd", gram)
         diagonal += DAMPING * first.seen.power.mean(axis=1, keepdims=True) + FLOOR
-        inverse = np.asarray(np.linalg.inv(gram), np.float64)
+        inverse = np.asarray(np.linalg.inv(gram), np.float32)
         weights = [
             np.sqrt(scale) * reader.weight[0].astype(np.float64)
             for scale, reader in zip(scales, readers, strict=True)
             if reader.weight is not None
         ]
-        return _Cost(positions, energy, inverse, _narrowed(weights))
+        return _Cost(positions, energy, inverse, np.asarray(_narrowed(weights), np.float32))
 
     def each(self, left: Array) -> Values:
         """What each of the indices that are left would cost by itself."""
@@ -181,11 +182,11 @@ class _Cost:
         blocks = self.inverse[:, where[:, :, None], where[:, None, :]]
         weights = self.weight[:, where]
         if where.shape[1] == 1:
-            lost = np.square(weights[:, :, 0]).sum(axis=2) / np.maximum(blocks[:, :, 0, 0], FLOOR)
+            lost = np.square(weights[:, :, 0]).sum(axis=2) / np.maximum(blocks[:, :, 0, 0], TINY)
         else:
             solved = np.linalg.solve(blocks, weights)
             lost = np.einsum("bnto,bnto->bn", weights, solved)
-        return np.asarray(lost.sum(axis=0))
+        return np.asarray(lost.sum(axis=0), np.float64)
 
     def remove(self, gone: Array) -> float:
         """Take indices out, refit what is left, and tell what it cost."""

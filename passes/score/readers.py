@@ -18,20 +18,19 @@ from onnxprune.axes import Opaque, Values
 from onnxprune.coupling import Bound, Coupling
 from onnxprune.linear import Letters, Linear, Sizes, letter_sizes, linear_of, picked
 from onnxprune.model import Array
-from onnxprune.moments import WIDE, Squares
+from onnxprune.moments import CONSTANT, TINY, WIDE, Squares
 from onnxprune.notation import Axis
 from onnxprune.passes.score.magnitude import Progress
 from onnxprune.passes.score.slices import rows
 from onnxprune.polynomials import Indices
-from onnxprune.refit import TINY, Spread
 from onnxprune.runtime import Feeds
 from onnxprune.stepping import Stepper
 from onnxprune.store import Kept, Store
 
 JOINED: Final = 1200  # numbers that a kernel reads; of more, its taps are joined
-ROWS: Final = 16  # rows for each number that a node reads, at most
+ROWS: Final = 10  # rows for each number that a node reads, at most
 LEAST_ROWS: Final = 1 << 13
-SPREAD_ROWS: Final = 1 << 13  # that a result's variance is taken from, about
+FEW_ROWS: Final = 256  # that are kept where there are no moments, about
 LIMIT_BYTES: Final = 256 << 20  # of moments and weights in memory; others wait on disk
 JITTER: Final = 1e-9  # of the mean of a diagonal, so that its matrix has a root
 Positions = dict[int, Array]  # factor -> (size, t): where its indices stand in what is read
@@ -47,12 +46,20 @@ class Seen:
         covariance: of x, (b, d, d), or None where it is too large or not wanted.
         taps: (t, t) how the taps of one number go together, where they are joined: the mean of its
             diagonal is 1.
+        rows: some rows (p, b, d, t) themselves, where there is no covariance.
     """
 
     power: Values = field(repr=False)
     mean: Values = field(repr=False)
     covariance: Kept | None = field(default=None, repr=False)
     taps: Values = field(default_factory=lambda: np.ones((1, 1)), repr=False)
+    rows: Array | None = field(default=None, repr=False)
+
+    def total(self, weight: Array) -> float:
+        """The variance of what some rows give with weights (b, d, t, o), summed over b and o."""
+        assert self.rows is not None, "there are moments otherwise"
+        results = np.einsum("pbdt,bdto->pbo", self.rows, weight, optimize=True)
+        return float(results.astype(np.float64).var(axis=0).sum())
 
 
 @dataclass(frozen=True)
@@ -147,15 +154,14 @@ class _Pass:
         place = self.stepper.index[node.key]
         self.stepper.advance(place)
         reads = {name: self.stepper.values.get(name) for name in node.inputs}
-        self.stepper.advance(place + 1, [node.outputs[0], *node.inputs])
-        results = self.stepper.values[node.outputs[0]]
         linear = linear_of(self.coupling, bound)
         if linear is None:
-            return self.product(bound, reads, results)
+            self.stepper.advance(place + 1, [node.outputs[0], *node.inputs])
+            return self.product(bound, reads, self.stepper.values[node.outputs[0]])
         data = reads[node.inputs[linear.data]]
-        return None if data is None else self.linear(linear, data, results)
+        return None if data is None else self.linear(linear, data)
 
-    def linear(self, linear: Linear, data: Kept, results: Kept) -> Reader | None:
+    def linear(self, linear: Linear, data: Kept) -> Reader | None:
         """The reader of a node that is linear in a stored weight."""
         own = letter_sizes(linear, self.coupling.factors, {})
         values = self.coupling.model.params[linear.node.inputs[linear.weight]].read()
@@ -173,17 +179,19 @@ class _Pass:
         key = linear.view if single else linear.node.key
         seen = self.known.get(key)
         if seen is None:
-            self.known[key] = seen = self.seen(linear, data, results, own, weight.shape[:3])
-        mixed = None
-        if seen.covariance is not None:
-            mixed = self.store.keep((_mixed(weight, seen.taps),))
+            self.known[key] = seen = self.seen(linear, data, own, weight.shape[:3])
         squares = np.square(weight, dtype=np.float64).sum(axis=(2, 3))
-        total = self.variance(linear, results, own)
-        return Reader(linear.node.label, seen, mixed, squares, total, positions)
+        if seen.covariance is None:
+            total = seen.total(weight) if self.moments else 0.0
+            return Reader(linear.node.label, seen, None, squares, total, positions)
+        mixed, covariance = _mixed(weight, seen.taps), seen.covariance[0]
+        total = float(np.einsum("bdr,bdr->", mixed, np.matmul(covariance, mixed)))
+        energy = float((seen.power * squares).sum())
+        total = total if total > CONSTANT * energy else energy
+        kept = self.store.keep((mixed,))
+        return Reader(linear.node.label, seen, kept, squares, total, positions)
 
-    def seen(
-        self, linear: Linear, data: Kept, results: Kept, own: Sizes, shape: tuple[int, ...]
-    ) -> Seen:
+    def seen(self, linear: Linear, data: Kept, own: Sizes, shape: tuple[int, ...]) -> Seen:
         """What a node (b, d, t) reads, from a choice of rows."""
         batch, wide, taps = shape
         full = self.moments and wide <= WIDE
@@ -191,11 +199,14 @@ class _Pass:
         kernel = self.coupling.model.params[linear.node.inputs[linear.weight]].shape
         squares = Squares(full)
         along, sums, count = np.zeros((taps, taps)), np.zeros((batch, wide, taps)), 0
-        for one, result in zip(data, results, strict=True):
-            x = linear.inputs(one, result.shape, kernel, own)
+        first = np.zeros((0, batch, wide, taps), np.float32)
+        for one in data:
+            x = linear.inputs(one, linear.result_shape(one.shape, kernel), kernel, own)
             places = _places(x.shape[: len(linear.rows)], limit, self.generator)
             flat = picked(x, len(linear.rows), places).reshape(len(places), batch, wide, taps)
             flat = np.asarray(flat[np.isfinite(flat).all(axis=(1, 2, 3))], np.float32)
+            if self.moments and not full and len(first) < FEW_ROWS:
+                first = np.concatenate([first, flat[:FEW_ROWS]])
             sums += flat.sum(axis=0, dtype=np.float64)
             count += len(flat)
             if taps > 1:
@@ -208,7 +219,7 @@ class _Pass:
         found = squares.found() / (count * taps)
         mean = means.mean(axis=2)
         if not full:
-            return Seen(found[:, 0], mean)
+            return Seen(found[:, 0], mean, rows=first)
         power = np.einsum("bdd->bd", found).copy()
         found -= np.matmul(means, means.transpose(0, 2, 1)) / taps
         centred = along / count - np.einsum("bdt,bds->ts", means, means)
@@ -216,19 +227,6 @@ class _Pass:
         together = centred / scale if taps > 1 else np.ones((1, 1))
         kept = self.store.keep((found.astype(np.float32),))
         return Seen(power, mean, kept, together)
-
-    def variance(self, linear: Linear, results: Kept, own: Sizes) -> float:
-        """The result's variance, summed over outer indices, a row."""
-        spread, count = Spread(), 0
-        for result in results:
-            y = linear.outputs(result, own)
-            limit = -(-SPREAD_ROWS // len(results))
-            places = _places(y.shape[: len(linear.rows)], limit, self.generator)
-            rows = picked(y, len(linear.rows), places).reshape(len(places), -1)
-            rows = rows[np.isfinite(rows).all(axis=1)]
-            spread.add(rows[None])
-            count += len(rows)
-        return spread.variance() / max(count, 1)
 
     def product(self, bound: Bound, reads: dict[str, Kept | None], results: Kept) -> Reader | None:
         """The reader of a product of two computed values: x (..., m, k) and w (..., k, n)."""
