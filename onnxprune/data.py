@@ -6,6 +6,7 @@ they pick from has, masks that hide little.
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ from onnxprune.model import Array, Model
 # 224 takes gigabytes. Networks halve extents: 32 divides these.
 SMALL: Final = {BATCH: (2, 3), LENGTH: (7, 12), EXTENT: (64, 96)}
 STEPS: Final = (512, 256, 1, 2, 3, 4, 8, 16, 32, 64, 128, 160, 320, 480, 576, 640, 1024, 1280)
+MOST: Final = 2**18  # elements of an input of one of these sizes
 VISIBLE: Final = 0.9  # share of ones in a mask
 FEW: Final = 2  # ids of unknown meaning lie below this
 # Operands that pick from another operand: the picking one, and the table that it picks from.
@@ -88,12 +90,15 @@ def further_inputs(model: Model, seed: int) -> Iterator[dict[str, Array]]:
     for size in STEPS:
         for long in dict.fromkeys((frozenset(last), frozenset(others))):
             sizes = {x: size if x in long else 1 for own in symbols.values() for x in own}
-            found = {}
+            shapes = {}
             for name in model.inputs:
                 declared = zip(values[name].shape.dim, symbols[name], strict=True)
-                shape = tuple(dim.dim_value if x is None else sizes[x] for dim, x in declared)
-                found[name] = _drawn(model, name, values[name].elem_type, shape, (seed, size))
-            yield found
+                shapes[name] = tuple(d.dim_value if x is None else sizes[x] for d, x in declared)
+            if max(map(math.prod, shapes.values())) <= MOST:
+                yield {
+                    name: _drawn(model, name, values[name].elem_type, shape, (seed, size))
+                    for name, shape in shapes.items()
+                }
 
 
 def _drawn(

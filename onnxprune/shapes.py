@@ -142,6 +142,12 @@ def skeleton(proto: onnx.ModelProto, constants: Mapping[str, onnx.TensorProto]) 
         else:
             graph.initializer.append(tensor)
             graph.initializer[-1].name = name
+    for own in graphs(proto.graph):
+        for sparse in own.sparse_initializer:
+            kind = helper.make_tensor_value_info(
+                sparse.values.name, sparse.values.data_type, sparse.dims
+            )
+            graph.input.append(kind)
     graph.node.extend(n for n in proto.graph.node if n.output and n.output[0] not in constants)
     for node in graph.node:
         for body in subgraphs(node):
@@ -158,7 +164,7 @@ def _strip(body: onnx.GraphProto, constants: Collection[str]) -> None:
     gone = {name for name in constants if name not in given}
     kept = [tensor for tensor in body.initializer if tensor.name not in gone]
     nodes = [node for node in body.node if not node.output or node.output[0] not in gone]
-    del body.initializer[:], body.node[:]
+    del body.initializer[:], body.sparse_initializer[:], body.node[:]
     body.initializer.extend(kept)
     body.node.extend(nodes)
     for node in body.node:

@@ -8,6 +8,7 @@ from typing import Final
 import onnx
 
 from onnxprune.axes import OPAQUE, Factors, Layout, Reason
+from onnxprune.bodies import graphs
 from onnxprune.coupling import WHOLE, Bound, Coupling, Group, Member
 from onnxprune.inferring import agree
 from onnxprune.model import Model, Node
@@ -51,6 +52,8 @@ class _Walk:
         self.bound: list[Bound] = []
         self.frozen: dict[int, str] = {}
         self.sources: dict[str, tuple[str, ...]] = {}  # constant values and the params behind them
+        stored = (tensor for own in graphs(model.proto.graph) for tensor in own.sparse_initializer)
+        self.sparse = {tensor.values.name for tensor in stored}
         self.read_by_contraction: set[tuple[str, int]] = set()  # (param, axis)
         self.read_factors: list[tuple[str, Layout]] = []  # (param, a contracted layout)
 
@@ -167,7 +170,8 @@ class _Walk:
         """Make sure that a constant has layouts: free ones for a parameter."""
         if name and name not in self.layouts:
             free = name in self.model.params
-            self.enter(name, None if free else Reason("it is computed from sizes"))
+            why = "it is stored sparse" if name in self.sparse else "it is computed from sizes"
+            self.enter(name, None if free else Reason(why))
 
     def bind(self, node: Node, fits: tuple[Fit, ...]) -> None:
         """Unify what equal letters stand for; build the layouts of the results."""

@@ -24,11 +24,11 @@ from onnxprune.axes import Factors, Layout, Mask, Opaque
 from onnxprune.bodies import restore
 from onnxprune.coupling import Bound, Coupling
 from onnxprune.edits import Edits, Wish
-from onnxprune.model import Array, Node, Param, subgraphs
+from onnxprune.model import Array, Node, Param, operator, subgraphs
 from onnxprune.notation import Axis
 from onnxprune.outside import Sink
 from onnxprune.plan import Keep
-from onnxprune.rules.tables import ONE_BY_DEFAULT
+from onnxprune.rules.tables import ONE_BY_DEFAULT, RENAMES
 from onnxprune.rules.values import SIZES
 
 Stated = int | Fraction | None  # a size, or a dynamic one's share; None: as it is
@@ -273,6 +273,9 @@ class _Shrink:
         for inner in (x for node in graph.node for x in subgraphs(node)):
             self.restate_value_info(inner, body=True)
         stored = {tensor.name: tensor.dims for tensor in graph.initializer}
+        for node in graph.node:
+            if operator(node) in RENAMES and node.input[0] in stored:
+                stored[node.output[0]] = stored[node.input[0]]
         outputs = graph.output if body else ()
         for value in (*graph.value_info, *graph.input, *outputs):
             dims = value.type.tensor_type.shape.dim

@@ -313,3 +313,52 @@ def test_a_scaler_in_front_of_a_net_has_the_shape_of_its_input() -> None:
     coupling, _ = proven(proto)
     assert [group.name for group in coupling.groups] == ["w1:1"]
     assert coupling.model.dtypes["s"] == onnx.TensorProto.FLOAT
+
+
+def test_annotated_shapes_follow_behind_a_renamed_constant() -> None:
+    proto = model(
+        [
+            node("MatMul", "x w1", "a"),
+            node("Identity", "b", "same"),
+            node("Add", "a same", "s"),
+            node("Add", "s b", "r"),
+            node("MatMul", "r w2", "y"),
+        ],
+        {"x": ["n", 4]},
+        {"y": ["n", 3]},
+        {"w1": weight(1, 4, 8), "b": weight(3, 8), "w2": weight(2, 8, 3)},
+    )
+    proto.graph.value_info.append(onnx.helper.make_tensor_value_info("same", 1, [8]))
+    _, pruned = proven(proto)
+    dims = {v.name: v.type.tensor_type.shape.dim for v in pruned.graph.value_info}
+    assert [dim.dim_value for dim in dims.get("same", ())] in ([], [4])
+
+
+def test_a_sparse_weight_stays_and_the_rest_goes() -> None:
+    proto = model(
+        [
+            node("MatMul", "x w1", "a"),
+            node("Relu", "a", "r"),
+            node("MatMul", "r w2", "b"),
+            node("Relu", "b", "s"),
+            node("MatMul", "s w3", "y"),
+        ],
+        {"x": ["n", 4]},
+        {"y": ["n", 3]},
+        {"w1": weight(1, 4, 8), "w3": weight(3, 6, 3)},
+    )
+    dense = weight(2, 8, 6)
+    places = np.arange(0, 48, 3)
+    values = onnx.numpy_helper.from_array(dense.reshape(-1)[places], "w2")
+    indices = onnx.numpy_helper.from_array(places, "w2_places")
+    proto.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(values, indices, [8, 6]))
+    proto.graph.node.insert(0, node("MatMul", "x w0", "x0"))
+    proto.graph.node.insert(1, node("MatMul", "x0 v0", "x1"))
+    proto.graph.node[2].input[0] = "x1"
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight(5, 4, 8), "w0"))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight(6, 8, 4), "v0"))
+    coupling, _ = proven(proto)
+    assert [group.name for group in coupling.groups] == ["w0:1", "v0:1"]
+    reason = coupling.factors.reason(coupling.layouts["w1"][1])
+    assert reason is not None
+    assert reason.text == "it is stored sparse"

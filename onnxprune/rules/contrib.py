@@ -5,17 +5,24 @@ from __future__ import annotations
 from typing import Final
 
 from onnxprune.rules import attention, folding, integers, linear
-from onnxprune.rules.site import Computed, Site, Unprunable
+from onnxprune.rules.site import Computed, Site
 
 ELEMENTWISE: Final = "... -> ..."
 
 
 def fused_matmul(site: Site) -> str:
-    """MatMul with transposed operands."""
-    if site.attribute("transBatchA", 0) or site.attribute("transBatchB", 0):
-        raise Unprunable("it transposes batch axes")
-    a = "... k m" if site.attribute("transA", 0) else "... m k"
-    b = "... n k" if site.attribute("transB", 0) else "... k n"
+    """MatMul with transposed operands; the axis before the last may stand before the batch."""
+    a, b = (
+        f"{x} ... {y}" if site.attribute(f"transBatch{side}", 0) else f"... {x} {y}"
+        for side, (x, y) in zip(
+            "AB",
+            (
+                "km" if site.attribute("transA", 0) else "mk",
+                "nk" if site.attribute("transB", 0) else "kn",
+            ),
+            strict=True,
+        )
+    )
     return f"{a}, {b} -> ... m n | macs=... m k n"
 
 

@@ -204,6 +204,7 @@ FLOAT_RESULT: Final = frozenset({"ai.onnx.ml::Normalizer", "ai.onnx.ml::Scaler"}
 # of the operands that those read. Attributes that only the first have change nothing by default.
 INFERRED_AS: Final = {
     "com.microsoft::FusedConv": ("Conv", (0, 1, 2)),
+    "com.microsoft::FusedGemm": ("Gemm", (0, 1, 2)),
     "com.microsoft::QLinearAveragePool": ("AveragePool", (0,)),
     "com.microsoft::QLinearGlobalAveragePool": ("GlobalAveragePool", (0,)),
 }

@@ -75,7 +75,6 @@ def test_a_rule_says_the_same_for_every_choice_of_dynamic_sizes(label: str) -> N
         ("Add", [(2, 4, 4), (4,)], {"axis": 1, "broadcast": 1, "opset": 6}, "as before opset 7"),
         ("QuantizeLinear", [(4, 7), (4, 3)], {"block_size": 3}, "its last block is not full"),
         ("Reshape", [(0, 3), [3, -1]], {"allowzero": 1}, "changes the number of elements, or has"),
-        ("com.microsoft::FusedMatMul", [(2, 3, 4), (2, 4, 5)], {"transBatchA": 1}, "batch axes"),
         ("com.microsoft::Nothing", [(2,)], {}, "operator com.microsoft::Nothing has no rule"),
         ("PRelu", [(2, 3), (4, 3)], {}, "an axis of size 2 does not fit .1"),
     ],

@@ -82,6 +82,10 @@ def _products() -> Iterator[Case]:
         stack, other = ((2, 5, 3) if a else (2, 3, 5)), ((2, 4, 5) if b else (2, 5, 4))
         yield make(f"{MS}FusedMatMul", stack, other, transA=a, transB=b, alpha=0.5)
         yield make(f"{MS}TransposeMatMul", stack, other, transA=a, transB=b, alpha=0.5)
+        first, second = (5, 2, 3) if a else (3, 2, 5), (4, 2, 5) if b else (5, 2, 4)
+        flags = {"transA": a, "transB": b}
+        yield make(f"{MS}FusedMatMul", first, other, **flags, transBatchA=1)
+        yield make(f"{MS}FusedMatMul", first, second, **flags, transBatchA=1, transBatchB=1)
 
 
 def _einsums() -> Iterator[Case]:
