@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -83,7 +84,7 @@ def _products() -> Iterator[Case]:
         yield make(f"{MS}FusedMatMul", stack, other, transA=a, transB=b, alpha=0.5)
         yield make(f"{MS}TransposeMatMul", stack, other, transA=a, transB=b, alpha=0.5)
         first, second = (5, 2, 3) if a else (3, 2, 5), (4, 2, 5) if b else (5, 2, 4)
-        flags = {"transA": a, "transB": b}
+        flags: dict[str, Any] = {"transA": a, "transB": b}
         yield make(f"{MS}FusedMatMul", first, other, **flags, transBatchA=1)
         yield make(f"{MS}FusedMatMul", first, second, **flags, transBatchA=1, transBatchB=1)
 
