@@ -103,8 +103,8 @@ class CostModel:
         tensors, lifetimes: what parameters, bytes and peak are made of.
         fixed_params, fixed_bytes: what no group touches.
         work: what each node does.
-        effort: (r,) what the contractions take, in multiply-accumulates: their own, and those
-            that would take as long as the elements that they move.
+        effort: (r,) what the nodes take, in multiply-accumulates: those of contractions, and
+            those that would take as long as the elements that any node moves.
         latency: (r,) milliseconds as weights of the products; zeros where they are not known.
     """
 
@@ -217,10 +217,12 @@ def cost_model(coupling: Coupling) -> CostModel:
 
 
 def _effort(done: Work, rows: int) -> Values:
+    """Multiply-accumulates, and what moving elements takes; fused nodes move none."""
     total = np.zeros(rows)
-    for key in done.macs:
-        for kind, own in done.of((key,), rows).items():
-            total += own * (MOVED if kind in (READ, WRITTEN) else 1.0)
+    for key in done.reads:
+        if not done.is_fused(key):
+            for kind, own in done.of((key,), rows).items():
+                total += own * (MOVED if kind in (READ, WRITTEN) else 1.0)
     return total
 
 

@@ -98,6 +98,9 @@ def _proved(
     notes = [*made.notes, *fitted.notes]
     if made.plan.recovered and not fitted.layers:
         notes.append("the plan's model was recovered, which a plan does not carry: --calibration")
+    portable = run.output is not None and Path(run.output).suffix == mobile.ORT_FORMAT
+    if pace is not None and portable:
+        notes.append(mobile.UNLAID)
     if verification is None:
         notes.append("not verified: the proof was switched off")
     elif "peak_bytes" in made.settings:

@@ -22,6 +22,10 @@ from onnxprune.files import Write, together
 from onnxprune.target import Target
 
 ORT_FORMAT: Final = ".ort"
+UNLAID: Final = (
+    "the .ort file is not laid out for this machine's processor, so that it runs on any: on x86 "
+    "its convolutions are slower than those of the same model as .onnx, which is what was measured"
+)
 ADVICE: Final = {"YES": "yes", "MAYBE": "maybe", "NO": "no"}
 
 

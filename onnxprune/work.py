@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -44,6 +45,25 @@ class Work:
     readers: Mapping[str, frozenset[str]] = field(repr=False)
     elements: Mapping[str, Size] = field(repr=False)
     results: frozenset[str] = field(repr=False)
+
+    def is_fused(self, key: str) -> bool:
+        """Whether a runtime can do a node while it writes a contraction's result.
+
+        So it is for one that reads nothing but such a result, and is the only one to read it.
+        """
+        reads = self.reads[key]
+        return (
+            key not in self.macs
+            and len(reads) == 1
+            and self.makers.get(reads[0]) in self.macs
+            and self.readers[reads[0]] == {key}
+            and reads[0] not in self.results
+        )
+
+    @cached_property
+    def makers(self) -> Mapping[str, str]:
+        """The node that writes each activation."""
+        return {name: key for key, names in self.writes.items() for name in names}
 
     def of(self, chain: Collection[str], rows: int) -> dict[str, Values]:
         """What a chain does, as weights (r,) of the products, by kind.

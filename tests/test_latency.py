@@ -252,6 +252,28 @@ def test_select_meets_a_latency_like_any_other_budget() -> None:
     assert both.latency_ms <= 0.6 * full
 
 
+def test_a_budget_for_macs_counts_what_other_nodes_move_unless_they_are_fused() -> None:
+    def share(*between: onnx.NodeProto) -> float:
+        proto = graphs.model(
+            [graphs.node("Conv", "x w", "a"), *between, graphs.node("Conv", "b v", "y")],
+            {"x": [1, 3, 8, 8]},
+            {"y": [1, 5, 8, 8]},
+            {"w": graphs.weight(0, 16, 3, 1, 1), "v": graphs.weight(1, 5, 16, 1, 1)},
+        )
+        (found,) = cost_model(graphs.coupled(proto)).shares("macs")
+        return float(found)
+
+    wide, fixed = 16 * 64, (3 + 5) * 64
+
+    def expected(values: int) -> float:
+        own = (3 + 5) * wide + MOVED * values * wide
+        return own / (own + MOVED * fixed)
+
+    assert share(graphs.node("Relu", "a", "b")) == pytest.approx(expected(2))
+    swish = (graphs.node("Sigmoid", "a", "s"), graphs.node("Mul", "a s", "b"))
+    assert share(*swish) == pytest.approx(expected(2 + 2 + 3))  # two readers: not fused
+
+
 def test_a_budget_for_macs_counts_what_layers_move() -> None:
     proto = graphs.model(
         [graphs.node("Conv", "x w", "a"), graphs.node("Conv", "a v", "y")],

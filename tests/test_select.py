@@ -82,8 +82,8 @@ def test_budgets_are_met(name: str, scope: str) -> None:
         ((measure, limit),) = budget.items()
         use = shares(found)[measure] / limit
         assert use <= 1
-        if found.limits:  # four groups of two to eight steps each
-            assert name == "others/monai_unet3d.dynamo"
+        if found.limits:  # four groups of two to eight steps each, and groups of 6 and 16
+            assert name in ("others/monai_unet3d.dynamo", "paddle/lenet")
             assert found.limits[0].startswith(f"{100 * use:.1f} % of the tightest budget is used")
             assert use > 0.94
         else:

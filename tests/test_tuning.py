@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 import onnxprune
-from onnxprune import finishing, speed, tuning
+from onnxprune import finishing, mobile, speed, tuning
 from onnxprune.axes import Mask, Values
 from onnxprune.cost import CostModel, cost_model
 from onnxprune.coupling import Coupling
@@ -319,3 +319,8 @@ def test_prune_writes_nothing_that_is_too_slow(
     assert report.pace is not None
     assert report.to_dict()["pace"]["speedup"] == 0.5
     assert report.settings["min_speedup"] == 1.1
+    assert mobile.UNLAID not in report.notes
+    portable = tmp_path / "small.ort"
+    _, told = onnxprune.prune(tiny.net(), ratio=0.5, min_speedup=1.1, force=True, output=portable)
+    assert mobile.UNLAID in told.notes  # the .onnx was measured
+    assert onnxprune.bench(tiny.net(), portable, runs=4, memory=False).rows[1].timing is not None
