@@ -142,7 +142,8 @@ def prune(
             ``"0.5x"``) or in milliseconds (``"8ms"``); it is measured, and met within 5 %.
         criterion: see ``CRITERIA``.
         scope: how a budget is shared out: ``global`` (one threshold for all scores), ``uniform``
-            (one ratio for all groups) or ``per-group`` (``per_group`` gives ratios by pattern).
+            (one ratio for all groups), ``by-cost`` (the same, but less of groups that cost little)
+            or ``per-group`` (``per_group`` gives ratios by pattern).
             Where absent, ``uniform`` with calibration inputs, else ``global``.
         align: kept counts are multiples of this; ``auto`` knows what ORT's kernels like, 1 is off.
         min_channels: every group keeps at least so many.

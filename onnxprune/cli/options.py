@@ -143,6 +143,7 @@ Scope = Annotated[
         CHOICE,
         "How a budget is shared out. global: the lowest scores of all groups go first (the "
         "default); uniform: every group loses the same share (the default with --calibration); "
+        "by-cost: the same, but less of groups that cost little; "
         "per-group: shares in the proportions of --group-ratio.",
         show_default=False,
     ),
