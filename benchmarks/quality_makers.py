@@ -50,6 +50,8 @@ OURS: dict[str, Variant] = {
     "l2 + recovery": Variant({"criterion": "l2"}, draws=SEEDS[:1]),
     "obs, not recovered": Variant({"criterion": "obs", "recover": False}, draws=SEEDS[:1]),
     "obs + recovery, global": Variant({"criterion": "obs", "scope": "global"}, draws=SEEDS[:1]),
+    "obs + recovery, uniform": Variant({"criterion": "obs", "scope": "uniform"}, draws=SEEDS[:1]),
+    "obs + recovery, no data": Variant({"calibration": "synthetic"}),
     "obs + recovery (default)": Variant({}, draws=SEEDS),
 }
 

@@ -52,7 +52,7 @@ def _table(given: Sensitivity | str | Path | None) -> Sensitivity | None:
 def _defaults(scope: Scope | None, criterion: str | None, calibration: Source) -> tuple[Scope, str]:
     if calibration is None:
         return scope or "global", criterion or DEFAULT
-    return scope or "uniform", criterion or DEFAULT_WITH_DATA
+    return scope or "by-cost", criterion or DEFAULT_WITH_DATA
 
 
 def _ratios(texts: Mapping[str, float | str] | None) -> dict[str, float] | None:
@@ -142,8 +142,9 @@ def prune(
             ``"0.5x"``) or in milliseconds (``"8ms"``); it is measured, and met within 5 %.
         criterion: see ``CRITERIA``.
         scope: how a budget is shared out: ``global`` (one threshold for all scores), ``uniform``
-            (one ratio for all groups) or ``per-group`` (``per_group`` gives ratios by pattern).
-            Where absent, ``uniform`` with calibration inputs, else ``global``.
+            (one ratio for all groups), ``by-cost`` (the same, but less of groups that cost little)
+            or ``per-group`` (``per_group`` gives ratios by pattern).
+            Where absent, ``by-cost`` with calibration inputs, else ``global``.
         align: kept counts are multiples of this; ``auto`` knows what ORT's kernels like, 1 is off.
         min_channels: every group keeps at least so many.
         max_ratio: no group loses a larger share under a budget.

@@ -109,7 +109,8 @@ class Options:
 
     Attributes:
         scope: how a budget is shared out: one threshold for all scores, one ratio for all groups,
-            or ratios in the proportions of ``per_group``.
+            the same but less of groups that cost little, or ratios in the proportions of
+            ``per_group``.
         align: the multiples that kept counts are; see ``onnxprune.alignment``.
         min_channels: every group keeps at least so many.
         max_ratio: the largest share that a group may lose under a budget.

@@ -104,7 +104,7 @@ def matched(model: Model, seed: int = 0) -> Kind:
     proto.graph.output.extend(onnx.ValueInfoProto(name=x) for x in names if x not in there)
     try:
         run = runtime.runner(proto, model.folder)
-        losses = [_unlike(run(_drawn(model, seed, kind)), norms) for kind in KINDS]
+        losses = [unlike(run(_drawn(model, seed, kind)), norms) for kind in KINDS]
     except RunError:
         return PLAIN
     return KINDS[int(np.argmin(losses))]
@@ -123,7 +123,7 @@ def _norms(model: Model) -> list[Norm]:
     return found
 
 
-def _unlike(values: Mapping[str, Array], norms: Sequence[Norm]) -> float:
+def unlike(values: Mapping[str, Array], norms: Sequence[Norm]) -> float:
     """How unlike what is remembered values (n, c, *) are: KL of normal distributions, in nats.
 
     Of each norm the median over its channels counts, for some channels hardly vary.

@@ -18,7 +18,15 @@ from onnxprune.model import Model
 from onnxprune.pictures import Pictures
 from onnxprune.runtime import Feeds
 from onnxprune.sources import Form, Source
-from onnxprune.synthetic import KINDS, PLAIN, Kind, matched, pictures_like, synthetic_samples
+from onnxprune.synthetic import (
+    KINDS,
+    PLAIN,
+    Kind,
+    matched,
+    pictures_like,
+    synthetic_samples,
+    unlike,
+)
 from tests import tiny
 from tests.graphs import model, node, weight
 
@@ -420,6 +428,16 @@ def test_noise_is_drawn_that_norms_remember(kind: Kind) -> None:
     first = synthetic_samples(own)[0]["x"]
     assert first.mean() == pytest.approx(kind.mean, abs=0.4 * kind.deviation)
     assert first.std() == pytest.approx(kind.deviation, rel=0.4)
+
+
+@pytest.mark.parametrize(
+    ("shift", "scale", "nats"), [(0, 1, 0.0), (3, 1, 4.5), (0, 2, (4 - 1 - np.log(4)) / 2)]
+)
+def test_how_unlike_noise_is_in_nats(shift: float, scale: float, nats: float) -> None:
+    plain = np.random.default_rng(0).standard_normal((500, 3, 4, 4))
+    norms = [("x", np.zeros(3), np.ones(3)), ("z", 2 * np.ones(3), 9 * np.ones(3))]
+    values = {"x": shift + scale * plain, "z": 2 + 3 * plain}
+    assert unlike(values, norms) == pytest.approx(nats / 2, abs=0.02)
 
 
 def test_noise_is_plain_where_nothing_is_remembered() -> None:

@@ -244,6 +244,31 @@ def test_a_weight_that_serves_two_layers_is_fitted_to_what_both_miss() -> None:
     assert verify(coupling, keep, fitted, values=found.values).ok
 
 
+def test_the_fit_of_a_shared_weight_is_that_of_all_rows_together() -> None:
+    proto = heads()
+    first = weight(1, 6, 8)  # no mixtures: what is removed can't be made up for
+    proto.graph.initializer[0].raw_data = first.tobytes()
+    coupling = coupled(proto)
+    keep = {coupling.groups[0].factor: np.arange(8) < 4}
+    feeds = batches(8, 400, 6)
+    found = recovered(coupling, keep, feeds)[0]
+    spread = coupling.model.params["spread"].read()
+    x = np.concatenate([feed["x"] for feed in feeds])
+    last = coupling.model.params["w2"].read()
+    whole = np.concatenate([x @ first, (x * spread) @ first])
+    best = np.linalg.lstsq(whole[:, :4], whole @ last, rcond=None)[0]
+    lost = [
+        float(np.square(whole @ last - whole[:, :4] @ own).sum())
+        for own in (
+            best,
+            found.values["w2"][:4],
+            np.linalg.lstsq((x @ first)[:, :4], x @ first @ last, rcond=None)[0],
+        )
+    ]
+    assert lost[1] < 1.01 * lost[0]
+    assert lost[2] > 1.05 * lost[0], "what is best for one use is not for both"
+
+
 def test_a_shared_fit_that_makes_the_outputs_worse_is_dropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

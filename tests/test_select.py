@@ -74,7 +74,7 @@ def shares(selection: Selection) -> dict[str, float]:
     return {m: getattr(after, m) / getattr(before, m) for m in MEASURES}
 
 
-@pytest.mark.parametrize("scope", ["global", "uniform"])
+@pytest.mark.parametrize("scope", ["global", "uniform", "by-cost"])
 @pytest.mark.parametrize("name", ZOO)
 def test_budgets_are_met(name: str, scope: str) -> None:
     for budget in ({"macs": 0.5}, {"params": 0.4}, {"size_bytes": 0.6}, {"latency_ms": 0.5}):
@@ -113,7 +113,7 @@ def test_amounts_are_amounts(measure: str) -> None:
     assert 0.97 * amount <= getattr(one.cost_after, measure) <= amount
 
 
-@pytest.mark.parametrize("scope", ["global", "uniform"])
+@pytest.mark.parametrize("scope", ["global", "uniform", "by-cost"])
 @pytest.mark.parametrize("align", ["auto", 1])
 def test_less_budget_keeps_less(scope: str, align: Any) -> None:
     last: Cost | None = None
@@ -190,6 +190,23 @@ def test_of_equal_scores_those_of_dear_groups_go_first() -> None:
     dear, middle, cheap = (1 - n / g.size for n, g in zip(counts, coupling.groups, strict=True))
     assert dear > middle > cheap
     assert dear < 0.7
+
+
+def test_by_cost_spares_groups_that_cost_little_in_proportion() -> None:
+    coupling = graphs.coupled(net([100, 1000, 200, 100, 40, 2]))
+    scores = scores_of(coupling)
+    share = cost_model(coupling).shares("macs")
+    weights = np.minimum(share / (0.5 * share.mean()), 1)
+    assert weights[0] == 1
+    assert 0 < weights[-1] < 0.2
+    options = Options(align=1, scope="by-cost")
+    counts = counts_of(coupling, select(coupling, scores, Budget(macs=0.5), options).keep)
+    gone = np.array([1 - n / g.size for n, g in zip(counts, coupling.groups, strict=True)])
+    assert np.abs(gone / gone[0] - weights).max() <= 2 * max(1 / g.size for g in coupling.groups)
+    whole = Options(align=1, scope="uniform")
+    ratio = Budget(ratio=0.5)
+    found = (select(coupling, scores, ratio, own).keep for own in (options, whole))
+    assert counts_of(coupling, next(found)) == counts_of(coupling, next(found))
 
 
 def test_scores_don_t_move_a_uniform_budget() -> None:

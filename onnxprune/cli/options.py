@@ -142,7 +142,8 @@ Scope = Annotated[
         "--scope",
         CHOICE,
         "How a budget is shared out. global: the lowest scores of all groups go first (the "
-        "default); uniform: every group loses the same share (the default with --calibration); "
+        "default); uniform: every group loses the same share; by-cost: the same, but less of "
+        "groups that cost little (the default with --calibration); "
         "per-group: shares in the proportions of --group-ratio.",
         show_default=False,
     ),
