@@ -319,8 +319,9 @@ def test_features_are_the_channels_that_survived() -> None:
     """A student whose kept channels are the teacher's has no loss inside the graph."""
     from onnxprune.choosing import analyse
     from onnxprune.files import load
+    from onnxprune.full import kept_part
     from onnxprune.passes.shrink import shrink
-    from onnxprune.training.distilling import features, kept_part, whole
+    from onnxprune.training.distilling import features, whole
     from tests.graphs import residual
 
     coupling = analyse(load(residual()), {})

@@ -32,9 +32,10 @@ from onnxprune.runtime import Feeds
 from onnxprune.torch_bridge import bridge
 from onnxprune.torch_bridge.at import Tensor, tensor
 from onnxprune.torch_bridge.lazy import F, torch
+from onnxprune.torch_bridge.scores import score_names
 from onnxprune.training.augments import AUGMENTS, MIXING, augmented
 from onnxprune.training.loop import Judge, Task, on
-from onnxprune.training.losses import label_tensor, loss_of, score_names
+from onnxprune.training.losses import label_tensor, loss_of
 from onnxprune.training.stream import Batch, Stream
 
 Kept = Callable[

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from onnxprune.torch_bridge.at import Tensor
+from onnxprune.torch_bridge.scores import score_names
 from onnxprune.training.loop import Task
-from onnxprune.training.losses import Loss, label_tensor, loss_of, score_names
+from onnxprune.training.losses import Loss, label_tensor, loss_of
 from onnxprune.training.stream import Batch
 
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import Array
-from onnxprune.rules.tables import PROBABILITIES
 from onnxprune.sources import imported
 from onnxprune.torch_bridge.at import Tensor
 from onnxprune.torch_bridge.lazy import F, torch
@@ -19,17 +18,6 @@ Outputs = Mapping[str, Tensor]
 DEFAULT: Final = "cross-entropy"
 IGNORED: Final = -100  # a label that no loss looks at
 BLANK: Final = 0  # of ctc
-
-
-def score_names(module: Any) -> dict[str, str]:
-    """For each output the value that a loss reads: what stands before a Softmax, else itself."""
-    made = {name: step for step in module.program.steps for name in step.outputs}
-    found = {}
-    for name in module.program.outputs:
-        step = made.get(name)
-        normed = step is not None and step.op in PROBABILITIES and step.at.opset >= 13
-        found[name] = step.inputs[0] if step is not None and normed else name
-    return found
 
 
 def cross_entropy(outputs: Outputs, labels: Tensor) -> Tensor:
