@@ -15,7 +15,7 @@ from onnxprune.amounts import amount, share
 from onnxprune.api_bench import bench, bench_import
 from onnxprune.api_data import evaluate, sensitivity
 from onnxprune.api_rules import every_rule, register_rule
-from onnxprune.api_torch import bridge
+from onnxprune.api_torch import bridge, distill, finetune
 from onnxprune.budget import MAX_RATIO, Budget, Options, Schedule, Scope
 from onnxprune.coupling import Coupling
 from onnxprune.files import load, save
@@ -291,8 +291,10 @@ __all__: Sequence[str] = [
     "bench",
     "bench_import",
     "bridge",
+    "distill",
     "evaluate",
     "explain",
+    "finetune",
     "inspect",
     "load",
     "probe",

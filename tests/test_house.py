@@ -99,6 +99,7 @@ FLOORS = {
     "pipeline": 3,
     "finishing": 3,
     "fronts": 3,
+    "training": 3,
     "trials": 3,
     "workers": 3,
     "timing": 3,

@@ -96,6 +96,9 @@ CRITERIA: Final = {
     "wanda": "weights times the norm of what they read (wants --calibration)",
     "flap": "weights times the fluctuation of what they read (wants --calibration)",
     "obs": "what its loss costs when all others make up for it (wants --calibration)",
+    "taylor": "size of the first-order change (wants --calibration and the extra torch)",
+    "fisher": "square of the gradient, labels drawn (wants --calibration and the extra torch)",
+    "hessian": "second derivative, estimated (wants --calibration and the extra torch)",
     "random": "nothing: the baseline",
 }
 

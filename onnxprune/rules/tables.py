@@ -169,6 +169,8 @@ SCALED: Final = dict.fromkeys(
 ) | {"RMSNormalization": 1, "com.microsoft::SimplifiedLayerNormalization": 1}
 # Operators that scale and shift each channel by stored vectors: operands 1 to 4.
 NORMS: Final = frozenset({"BatchNormalization"})
+# Operators that make probabilities of class scores: a loss reads the scores.
+PROBABILITIES: Final = frozenset({"Softmax"})
 # Operators that choose at run time which rows there are, and in what order.
 PICKING: Final = ORDERING | {"Compress", "Unique"}
 # Operators that put values side by side, which may differ in size by orders of magnitude.

@@ -18,7 +18,7 @@ from onnxprune.torch_bridge.at import At, UntrainableError
 from onnxprune.torch_bridge.lazy import need_torch
 from onnxprune.torch_bridge.table import CONTROL, NO_GRADIENT, TABLE
 
-__all__ = ["At", "UntrainableError", "bridge", "carried", "row_of_user"]
+__all__ = ["At", "UntrainableError", "bridge", "carried", "need_torch", "row_of_user"]
 
 Rows = Mapping[str, Callable[..., Any]]
 

@@ -26,7 +26,7 @@ from onnxprune.torch_bridge.program import (
 )
 from onnxprune.torch_bridge.unfolding import Norm
 
-Edit = Callable[[str, Tensor], Tensor]
+Edit = Callable[[str, int, Tensor], Tensor]
 _HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -108,8 +108,8 @@ class OnnxModule(torch.nn.Module):  # type: ignore[misc]
         Args:
             feeds: tensors by input name.
             wanted: which values; the outputs where absent.
-            edit: gets the name and value of each operand before a node reads it, and says what the
-                node reads instead (masks).
+            edit: gets the first result's name of each node, the position of an operand and its
+                value, and says what the node reads instead (masks).
         """
         names = self.program.outputs if wanted is None else wanted
         keep = {*names, *self.program.outputs}
@@ -137,11 +137,13 @@ class OnnxModule(torch.nn.Module):  # type: ignore[misc]
 
     def _do(self, step: Step, values: dict[str, Any], edit: Edit | None = None) -> None:
         operands = []
-        for name in step.inputs:
+        for position, name in enumerate(step.inputs):
             value = values.get(name) if name else None
             if value is None and name:
                 value = self.weight(name)
-            operands.append(value if edit is None or value is None else edit(name, value))
+            if edit is not None and value is not None:
+                value = edit(step.key, position, value)
+            operands.append(value)
         bodies = [{k: self._body(b, values) for k, b in step.bodies.items()}] if step.bodies else []
         assert step.row is not None
         try:

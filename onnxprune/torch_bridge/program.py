@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import onnx
 
-from onnxprune.model import Array, captures, operator, subgraphs
+from onnxprune.model import Array, captures, first_name, operator, subgraphs
 from onnxprune.rules.tables import CONSTANTS, NORMS
 from onnxprune.torch_bridge.at import At, Mode, Tensor, UntrainableError, attribute_values, tensor
 from onnxprune.torch_bridge.lazy import torch
@@ -40,6 +40,11 @@ class Step:
     outputs: tuple[str, ...]
     bodies: Mapping[str, Program]
     reads: frozenset[str]
+
+    @property
+    def key(self) -> str:
+        """The first result that has a name."""
+        return first_name(self.outputs)
 
 
 @dataclass(frozen=True)

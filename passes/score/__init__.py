@@ -13,6 +13,7 @@ from onnxprune.coupling import Coupling
 from onnxprune.errors import OnnxPruneError
 from onnxprune.passes.score import criteria
 from onnxprune.passes.score.criteria import Criterion, Settings
+from onnxprune.passes.score.gradients import fisher, hessian, taylor
 from onnxprune.passes.score.magnitude import SCALES, SIDES, Progress
 from onnxprune.passes.score.obs import activation, flap, obs, wanda
 from onnxprune.passes.score.redundancy import Twins, merge_weights, merges
@@ -43,14 +44,16 @@ DEFAULT_SIDES: Final = "contracted"
 DEFAULT_SCALE: Final = "mean"
 MERGING: Final = frozenset({"redundancy"})  # what these remove is merged into what stays
 DATA_DRIVEN: Final = frozenset(
-    {"activation", "flap", "obs", "wanda"}
+    {"activation", "fisher", "flap", "hessian", "obs", "taylor", "wanda"}
 )  # these want calibration inputs
 DEFAULT_WITH_DATA: Final = "obs"
 CRITERIA: Final[dict[str, Criterion]] = {
     "activation": activation,
     "bn-scale": criteria.bn_scale,
+    "fisher": fisher,
     "flap": flap,
     "fpgm": criteria.fpgm,
+    "hessian": hessian,
     "l1": criteria.l1,
     "l2": criteria.l2,
     "lamp": criteria.lamp,
@@ -58,6 +61,7 @@ CRITERIA: Final[dict[str, Criterion]] = {
     "obs": obs,
     "random": criteria.random,
     "redundancy": criteria.redundancy,
+    "taylor": taylor,
     "wanda": wanda,
 }
 

@@ -1,0 +1,1 @@
+"""Training the weights of an .onnx in place: fine-tuning with labels, distillation without."""

@@ -1,0 +1,445 @@
+"""Fine-tuning and distillation: the graph stays, the weights get better, a kill loses nothing."""
+
+from __future__ import annotations
+
+import csv
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from typer.testing import CliRunner
+
+import onnxprune
+from onnxprune import runtime
+from onnxprune.cli import app
+from onnxprune.errors import OnnxPruneError, VerificationError
+from onnxprune.training import tuning
+from onnxprune.training.settings import Training, training
+from tests.graphs import halves, model, node, weight
+from tests.training_nets import classifier, data
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+QUICK: dict[str, Any] = {"epochs": 3, "batch_size": 16, "lr": 1e-2, "threads": 1, "device": "cpu"}
+
+
+def weights(proto: onnx.ModelProto) -> dict[str, bytes]:
+    return {t.name: onnx.numpy_helper.to_array(t).tobytes() for t in proto.graph.initializer}
+
+
+def scores(proto: onnx.ModelProto, x: Any) -> Any:
+    return runtime.run(runtime.session(proto, None), {"x": x}, [proto.graph.output[0].name])[0]
+
+
+def accuracy(proto: onnx.ModelProto, given: dict[str, Any]) -> float:
+    return float((scores(proto, given["x"]).argmax(1) == given["y"]).mean())
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_it_learns_and_the_graph_stays(softmax: bool, optimizer: str) -> None:
+    proto = classifier(softmax=softmax)
+    rate = {"adamw": 2e-2, "sgd": 1e-1}[optimizer]
+    settings = {**QUICK, "lr": rate, "optimizer": optimizer, "epochs": 8}
+    small, found = onnxprune.finetune(proto, train=data(), evaluate=data(64, 1), **settings)
+    assert accuracy(proto, data(64, 1)) < 0.6 < 0.9 < accuracy(small, data(64, 1))
+    assert found.evaluation is not None
+    assert found.evaluation.after == accuracy(small, data(64, 1)) > found.evaluation.before
+    assert found.error < 1e-5
+    assert found.loss[1] < found.loss[0]
+    assert {n: len(v) for n, v in weights(small).items()} == {
+        n: len(v) for n, v in weights(proto).items()
+    }
+    for kept in (small, proto):
+        del kept.graph.initializer[:]
+    assert small == proto
+
+
+class Killed(Exception):
+    """What a kill is to a test."""
+
+
+def killer(step: int) -> Any:
+    def tell(text: str) -> None:
+        if text.startswith(f"step {step}/"):
+            raise Killed
+
+    return tell
+
+
+@pytest.mark.parametrize("options", [{}, {"ema": 0.9}, {"optimizer": "sgd", "clip": None}])
+@pytest.mark.parametrize("step", [4, 6, 7, 13])
+def test_a_kill_loses_nothing(tmp_path: Path, options: dict[str, Any], step: int) -> None:
+    """Broken off after any step and run again, it ends with the same weights, log and figures."""
+    own = {**QUICK, **options, "checkpoint_every": 2, "evaluate": data(64, 1)}
+    whole, found = onnxprune.finetune(classifier(), train=data(), log=tmp_path / "whole.csv", **own)
+    files: dict[str, Any] = {"checkpoint": tmp_path / "c", "log": tmp_path / "l.csv"}
+    with pytest.raises(Killed):
+        onnxprune.finetune(classifier(), train=data(), progress=killer(step), **files, **own)
+    assert (tmp_path / "c").exists()
+    started: list[str] = []
+    again, other = onnxprune.finetune(
+        classifier(), train=data(), progress=started.append, **files, **own
+    )
+    assert started[0].startswith(f"step {step - step % 2 + 1}/")
+    assert weights(again) == weights(whole)
+    assert other.evaluation == found.evaluation
+    rows = [list(csv.DictReader((tmp_path / n).open())) for n in ("whole.csv", "l.csv")]
+    for row in (*rows[0], *rows[1]):
+        del row["seconds"]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 18
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    with pytest.raises(Killed):
+        onnxprune.finetune(classifier(), train=data(), checkpoint=path, progress=killer(6), **QUICK)
+    with pytest.raises(OnnxPruneError, match="is of a run with another model, data or settings"):
+        onnxprune.finetune(classifier(), train=data(), checkpoint=path, **{**QUICK, "lr": 0.5})
+    path.write_text("nothing")
+    with pytest.raises(OnnxPruneError, match="is no checkpoint that can be read"):
+        onnxprune.finetune(classifier(), train=data(), checkpoint=path, **QUICK)
+
+
+def test_the_best_epoch_is_kept_and_patience_stops() -> None:
+    """With a rate that ruins everything the first epochs are the best."""
+    ruin = {**QUICK, "lr": 30.0, "epochs": 12, "schedule": "constant", "patience": 3, "warmup": 0}
+    given = data(64, 1)
+    small, found = onnxprune.finetune(classifier(), train=data(), evaluate=given, **ruin)
+    assert found.steps <= 6 * (found.best_epoch + 3)
+    assert found.evaluation is not None
+    assert accuracy(small, given) == found.evaluation.after
+
+
+def test_gradients_are_clipped_and_the_rate_warms_up(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    own = {**QUICK, "warmup": 0.5, "clip": 1e-9, "optimizer": "sgd", "weight_decay": 0.0}
+    small, _ = onnxprune.finetune(classifier(), train=data(), log=path, **own)
+    rates = [float(row["lr"]) for row in csv.DictReader(path.open())]
+    assert rates[:9] == sorted(rates[:9])
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert max(rates) == pytest.approx(1e-2)
+    for name, value in weights(small).items():
+        before = np.frombuffer(weights(classifier())[name], np.float32)
+        np.testing.assert_allclose(np.frombuffer(value, np.float32), before, atol=1e-7)
+
+
+def test_a_fixed_batch_is_trained_several_at_a_time() -> None:
+    """A file that takes one sample at a time learns as one that takes them all at once."""
+    one, many = (
+        onnxprune.finetune(classifier(batch=b), train=data(), **QUICK)[0] for b in (1, "N")
+    )
+    for name, value in weights(one).items():
+        own, other = (np.frombuffer(v, np.float32) for v in (value, weights(many)[name]))
+        np.testing.assert_allclose(own, other, rtol=1e-3, atol=1e-5)
+
+
+def mean_loss(outputs: dict[str, Any], labels: Any) -> Any:
+    return torch.nn.functional.cross_entropy(outputs["y"], labels)
+
+
+def test_losses() -> None:
+    same = [
+        onnxprune.finetune(classifier(), train=data(), loss=loss, **QUICK)[0]
+        for loss in ("cross-entropy", mean_loss, f"{__name__}:mean_loss")
+    ]
+    assert weights(same[0]) == weights(same[1]) == weights(same[2])
+    x = data()["x"]
+    wanted = {"x": x, "y": np.stack([x[:, 0], x[:, 1], x[:, 2]], 1)}
+    _, found = onnxprune.finetune(
+        classifier(), train=wanted, evaluate=wanted, metric="mse", loss="mse", **QUICK
+    )
+    assert found.evaluation is not None
+    assert found.evaluation.after < found.evaluation.before
+    with pytest.raises(OnnxPruneError, match="the loss 'hinge' is not known: choose cross-entropy"):
+        onnxprune.finetune(classifier(), train=data(), loss="hinge", **QUICK)
+    with pytest.raises(OnnxPruneError, match="no output holds values for labels"):
+        onnxprune.finetune(classifier(), train=data(), loss="mse", **QUICK)
+    with pytest.raises(OnnxPruneError, match="no output holds steps of scores"):
+        onnxprune.finetune(classifier(), train=data(), loss="ctc", **QUICK)
+    with pytest.raises(OnnxPruneError, match="wanted to be classes from 0 to 2"):
+        onnxprune.finetune(classifier(), train={**data(), "y": data()["y"] + 1}, **QUICK)
+    with pytest.raises(OnnxPruneError, match="no output holds scores of classes"):
+        onnxprune.finetune(classifier(), train={**data(), "y": np.zeros((96, 5), int)}, **QUICK)
+
+
+def test_ctc_learns_short_texts() -> None:
+    proto = model(
+        [node("MatMul", "x w", "z"), node("Softmax", "z", "y", axis=-1)],
+        {"x": ["N", 8, 5]},
+        {"y": ["N", 8, 4]},
+        {"w": weight(0, 5, 4)},
+    )
+    random = np.random.default_rng(0)
+    texts = [random.integers(1, 4, random.integers(1, 4)) for _ in range(64)]
+    x = np.zeros((64, 8, 5), np.float32)
+    for row, text in zip(x, texts, strict=True):
+        row[np.arange(8), 0] = 1
+        row[2 * np.arange(len(text)), text] = 1
+        row[2 * np.arange(len(text)), 0] = 0
+    padded = np.full((64, 3), -1)
+    for row, text in zip(padded, texts, strict=True):
+        row[: len(text)] = text
+    own = {**QUICK, "epochs": 40, "lr": 0.1}
+    _, found = onnxprune.finetune(proto, train={"x": x, "y": padded}, loss="ctc", **own)
+    assert found.loss[1] < 0.1 * found.loss[0]
+
+
+def test_norms_are_unfolded_while_training() -> None:
+    from tests.torch_bridge.test_bridge import bare
+
+    random = np.random.default_rng(0)
+    x = random.standard_normal((64, 3, 8, 8)).astype(np.float32)
+    y = x[:, :1].mean((2, 3), keepdims=True).repeat(4, 1)
+    small, found = onnxprune.finetune(
+        bare(), train={"x": x, "y": y}, loss="mse", unfold=True, **QUICK
+    )
+    assert [t.name for t in small.graph.initializer] == ["w1", "b1", "w2", "b2"]
+    assert found.error < 1e-5
+    assert found.loss[1] < found.loss[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0: it must be at least 1"),
+        ({"lr": 0.0}, "lr is 0: it must be above 0"),
+        ({"weight_decay": -1.0}, "weight_decay is -1: it must be 0 or more"),
+        ({"warmup": 1.0}, "warmup is 1: it must be from 0 to below 1"),
+        ({"optimizer": "lion"}, "optimizer 'lion' is not known: choose adamw, sgd"),
+        ({"freeze": True, "unfold": True}, "unfold puts in norms that freeze would not let move"),
+    ],
+)
+def test_settings_that_make_no_sense(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OnnxPruneError, match=message):
+        training(options, 0)  # type: ignore[arg-type]
+
+
+def test_an_unknown_keyword_is_refused() -> None:
+    with pytest.raises(TypeError, match="there is no keyword argument 'epoch'"):
+        onnxprune.finetune(classifier(), train=data(), epoch=3)  # type: ignore[call-arg]
+
+
+def test_schedules() -> None:
+    for name, last in (("constant", 1.0), ("cosine", 0.0), ("linear", 0.0)):
+        how = Training(schedule=name, lr=1.0, warmup=0.1)
+        rates = [how.rate(step, 100) for step in range(100)]
+        assert rates[10] == max(rates) == 1.0
+        assert rates[0] == pytest.approx(1 / 11)
+        assert rates[-1] == pytest.approx(last, abs=0.02)
+
+
+def test_a_loss_that_is_no_number_ends_it() -> None:
+    given = data()
+    given["x"][0] = np.inf
+    with pytest.raises(OnnxPruneError, match="the loss is nan at step 1: lower the learning rate"):
+        onnxprune.finetune(classifier(), train=given, **{**QUICK, "batch_size": 96})
+
+
+def test_a_result_that_torch_contradicts_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "SAME", 0.0)
+    out = tmp_path / "out.onnx"
+    with pytest.raises(VerificationError, match=r"differ from torch's by .* nothing was written"):
+        onnxprune.finetune(classifier(softmax=True), out, train=data(), **QUICK)
+    assert not out.exists()
+
+
+def test_a_model_without_weights_is_refused() -> None:
+    proto = model([node("Relu", "x", "y")], {"x": ["N", 3]}, {"y": ["N", 3]}, {})
+    given = {"x": np.zeros((8, 3), np.float32), "y": np.zeros(8, int)}
+    with pytest.raises(OnnxPruneError, match="has no weights that can be trained"):
+        onnxprune.finetune(proto, train=given, **QUICK)
+
+
+def test_an_output_without_a_folder_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "nowhere" / "out.onnx"
+    with pytest.raises(OnnxPruneError, match="there is no folder"):
+        onnxprune.finetune(classifier(), out, train=data(), **QUICK)
+
+
+# Distillation
+
+
+@pytest.fixture(scope="module")
+def taught() -> onnx.ModelProto:
+    own = {**QUICK, "epochs": 12, "lr": 3e-2}
+    return onnxprune.finetune(classifier(32), train=data(256), **own)[0]
+
+
+def apart(one: onnx.ModelProto, other: onnx.ModelProto, x: Any) -> float:
+    """The mean divergence of class shares."""
+    logs = [torch.log_softmax(torch.from_numpy(scores(m, x)), -1) for m in (other, one)]
+    return float((logs[0].exp() * (logs[0] - logs[1])).sum(-1).mean())
+
+
+def pruned(taught: onnx.ModelProto) -> tuple[onnx.ModelProto, Any]:
+    small, report = onnxprune.prune(taught, ratio=0.5, align=1, recover=False)
+    return small, report.plan
+
+
+@pytest.mark.parametrize("augment", [(), ("mix",)])
+@pytest.mark.parametrize("with_plan", [False, True])
+def test_a_student_comes_nearer_its_teacher(
+    taught: onnx.ModelProto, with_plan: bool, augment: tuple[str, ...]
+) -> None:
+    """Without labels, and judged on samples that neither has seen."""
+    small, plan = pruned(taught)
+    x = data(128, 3)["x"]
+    better, found = onnxprune.distill(
+        small,
+        teacher=taught,
+        data={"x": x},
+        plan=plan if with_plan else None,
+        augment=augment,
+        **{**QUICK, "epochs": 20},
+    )
+    before, after = (apart(other, taught, data(256, 5)["x"]) for other in (small, better))
+    assert after < 0.2 * before
+    assert found.evaluation is None
+    assert [t.dims for t in better.graph.initializer] == [t.dims for t in small.graph.initializer]
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn(taught: onnx.ModelProto) -> None:
+    own = {**QUICK, "optimizer": "sgd", "weight_decay": 0.0}  # Adam takes rounding for a gradient
+    _, found = onnxprune.distill(taught, teacher=taught, data={"x": data()["x"]}, **own)
+    assert found.loss[0] < 1e-9
+
+
+def test_features_are_the_channels_that_survived() -> None:
+    """A student whose kept channels are the teacher's has no loss inside the graph."""
+    from onnxprune.choosing import analyse
+    from onnxprune.files import load
+    from onnxprune.full import kept_part
+    from onnxprune.passes.shrink import shrink
+    from onnxprune.training.distilling import features, whole
+    from tests.graphs import residual
+
+    coupling = analyse(load(residual()), {})
+    keep = halves(coupling, exact=True)
+    small = load(shrink(coupling, keep))
+    module = onnxprune.bridge(small.proto)
+
+    def kept(name: str, value: Any) -> Any:
+        return kept_part(coupling, keep, name, value)
+
+    names = features(small, module, coupling.model, kept)
+    narrow = features(small, module, coupling.model, whole)
+    assert names
+    assert set(narrow) < set(names)
+
+
+def test_what_distillation_refuses(taught: onnx.ModelProto) -> None:
+    small, x = classifier(), {"x": data()["x"]}
+    other = classifier()
+    other.graph.output[0].name = other.graph.node[-1].output[0] = "other"
+    with pytest.raises(OnnxPruneError, match="the outputs of 'g' are y, those of the teacher"):
+        onnxprune.distill(small, teacher=other, data=x, **QUICK)
+    for option, message in (
+        ({"temperature": 0.0}, "temperature is 0: it must be above 0"),
+        ({"depth": -1.0}, "depth is -1: it must be 0 or more"),
+        ({"labels": 2.0}, "labels is 2: it is a share, from 0 to 1"),
+        ({"augment": ("turn",)}, "augment 'turn' is not known: choose of flip, mix, shift"),
+        ({"augment": ("mix",), "labels": 0.5}, "mixed samples have no labels"),
+    ):
+        with pytest.raises(OnnxPruneError, match=message):
+            onnxprune.distill(small, teacher=taught, data=x, **option, **QUICK)
+
+
+def test_labels_help_a_student(taught: onnx.ModelProto) -> None:
+    small, _ = pruned(taught)
+    better, found = onnxprune.distill(
+        small, teacher=taught, data=data(), evaluate=data(64, 1), labels=0.5, **QUICK
+    )
+    assert found.evaluation is not None
+    assert accuracy(better, data(64, 1)) == found.evaluation.after >= found.evaluation.before
+
+
+def test_pictures_are_moved_and_turned() -> None:
+    from onnxprune.training.augments import flip, mix, shift
+
+    x = np.arange(2 * 3 * 8 * 16, dtype=np.float32).reshape(2, 3, 8, 16)
+    random = np.random.default_rng(1)
+    turned = flip(np.concatenate([x] * 8), random)
+    each = [np.array_equal(a, b) for a, b in zip(turned, np.concatenate([x] * 8), strict=True)]
+    assert {True, False} == set(each)
+    assert all(np.array_equal(np.sort(a, -1), np.sort(b, -1)) for a, b in zip(turned[:2], x))  # noqa: B905
+    moved = shift(x, random)
+    assert moved.shape == x.shape
+    assert np.isin(moved, x).all()
+    mixed = mix(x, random)
+    assert x.min() <= mixed.min() <= mixed.max() <= x.max()
+
+
+# Several processes, and the command line
+
+SCRIPT = """
+import sys
+import onnxprune
+from tests.training_nets import classifier, data
+onnxprune.finetune(classifier(), sys.argv[1], train=data(), evaluate=data(64, 1), epochs=3,
+                   batch_size=int(sys.argv[2]), lr=1e-2, threads=1, device="cpu")
+"""
+
+
+def test_two_processes_are_one_with_a_double_batch(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT, encoding="utf-8")
+    root = Path(__file__).parent.parent
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    both = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    for name, size, how in (("one", 32, []), ("two", 16, both)):
+        command = [sys.executable, *how, str(script), str(tmp_path / f"{name}.onnx"), str(size)]
+        subprocess.run(command, check=True, env=environment, cwd=root, timeout=300)
+    one, two = (weights(onnx.load(tmp_path / f"{name}.onnx")) for name in ("one", "two"))
+    for name, value in one.items():
+        own, other = (np.frombuffer(v, np.float32) for v in (value, two[name]))
+        np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-6)
+
+
+def run(*words: Any) -> Any:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_the_commands(tmp_path: Path, taught: onnx.ModelProto) -> None:
+    small, _ = pruned(taught)
+    for name, proto in (("small", small), ("large", taught)):
+        onnx.save(proto, tmp_path / f"{name}.onnx")
+    for name, given in (("train", data()), ("test", data(64, 1))):
+        np.savez(tmp_path / f"{name}.npz", **given)
+    own = ["--epochs", 2, "--batch-size", 16, "--threads", 1, "--device", "cpu"]
+    out, log = tmp_path / "out.onnx", tmp_path / "log.csv"
+    found = run(
+        *("finetune", tmp_path / "small.onnx", "-o", out, "--train", tmp_path / "train.npz"),
+        *("--evaluate", tmp_path / "test.npz", "--log", log, *own),
+    )
+    assert found.exit_code == 0, found.output
+    assert "top1 on 64 samples: " in found.output
+    assert "proved: ONNX Runtime's outputs" in found.output
+    assert out.exists()
+    assert len(log.read_text().splitlines()) == 13
+    assert sorted(p.name for p in tmp_path.iterdir() if "checkpoint" in p.name) == []
+    other = tmp_path / "other.onnx"
+    found = run(
+        *("distill", tmp_path / "small.onnx", "-o", other, "--teacher", tmp_path / "large.onnx"),
+        *("--data", tmp_path / "train.npz", "--json", *own),
+    )
+    assert found.exit_code == 0, found.output
+    assert '"temperature": 4.0' in found.output
+    assert other.exists()
+    found = run("finetune", out, "-o", out, "--train", tmp_path / "train.npz")
+    assert found.exit_code == 2
+    assert "which this command reads: give another path" in found.output
+    assert run("finetune", out, "--train", tmp_path / "train.npz").exit_code == 2
