@@ -17,6 +17,7 @@ from onnxprune.compare import is_float
 from onnxprune.coupling import Coupling
 from onnxprune.errors import RunError
 from onnxprune.full import kept_part
+from onnxprune.guard import is_overwritten, keep_operands
 from onnxprune.model import Array, Node, operator, subgraphs
 from onnxprune.oracle import FLOATS, masked
 from onnxprune.plan import Keep
@@ -77,7 +78,7 @@ class Pair:
         """
         proto = self.shrunk
         extra = [x for x in dict.fromkeys(names) if x not in {o.name for o in proto.graph.output}]
-        if extra or pins or self.wide or self.forced:
+        if extra or pins or self.wide or self.forced or is_overwritten(proto):
             proto = onnx.ModelProto()
             proto.CopyFrom(self.shrunk)
         if pins:
@@ -98,6 +99,8 @@ class Pair:
     ) -> Runner:
         if self.forced:
             force(proto, self.forced, self.coupling.model.renamed)
+        if is_overwritten(proto):
+            keep_operands(proto)
         if self.wide:
             widen(proto, folder)
         try:

@@ -218,6 +218,8 @@ TYPED_BY: Final = {
     "com.microsoft::QLinearConcat": 1,
     "com.microsoft::QuantizeLinear": 2,
 }
+# Operators of which ONNX Runtime's kernel may write its result over an operand before it reads it.
+OVERWRITES: Final = {"com.microsoft::MoE": 0}
 # Nodes that hold a constant of the file.
 CONSTANTS: Final = frozenset({"Constant"})
 # Operators that don't read the values of what their row marks with ~: type or sizes are enough.
