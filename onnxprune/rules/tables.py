@@ -183,6 +183,8 @@ JUMPS: Final = ORDERING | {
 CASTS: Final = frozenset({"Cast", "CastLike"})
 # Operators that round, with which ONNX Runtime fuses what stands before them.
 ROUNDS: Final = frozenset({"QuantizeLinear", "com.microsoft::QuantizeLinear"})
+# Those that find their scale in the data: what one kernel rounds otherwise scales all the rest.
+ROUNDS_BY_DATA: Final = frozenset({"DynamicQuantizeLinear"})
 # Operators that keep every element: their operand and result have the same number of them.
 REARRANGES: Final = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 # Operators that give a value another name.
