@@ -225,7 +225,9 @@ def _results(node: Node, known: Known) -> tuple[dict[str, Shape], dict[str, int]
     if node.op in SAME_SHAPE and first in shapes:
         return {node.outputs[0]: shapes[first]}, {node.outputs[0]: kind}
     if node.proto.domain in ("", "ai.onnx"):
-        return shapes_of(_infer_node(node, known, dtypes))
+        told, kinds = shapes_of(_infer_node(node, known, dtypes))
+        if told or _is_known(node, known.opset):
+            return told, kinds  # else ONNX Runtime wrote it: a norm that it fused, of no opset yet
     kind = dtypes.get(_typed_by(node), kind)
     if node.op in INFERRED_AS and not node.attributes.get(CHANNELS_LAST):
         floats = dict.fromkeys(node.inputs, onnx.TensorProto.FLOAT)  # which ai.onnx wants there
@@ -234,6 +236,15 @@ def _results(node: Node, known: Known) -> tuple[dict[str, Shape], dict[str, int]
     made = made_shapes(node, [shapes.get(name) for name in node.inputs], known.rules)
     told = {name: own for name, own in zip(node.outputs, made, strict=False) if own is not None}
     return told, dict.fromkeys(told, kind)
+
+
+def _is_known(node: Node, opset: int) -> bool:
+    """Whether ai.onnx has the operator in an opset."""
+    try:
+        onnx.defs.get_schema(node.proto.op_type, opset)
+    except onnx.defs.SchemaError:
+        return False
+    return True
 
 
 def _typed_by(node: Node) -> str:

@@ -31,6 +31,7 @@ from onnxprune.plan import Keep
 FLOATS: Final = frozenset(
     {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 )
+PAIR: Final = 2  # operands that hold a letter which they are summed over
 MULTIPLIED: Final = FLOATS | {TensorProto.INT32, TensorProto.INT64}  # what Mul takes everywhere
 
 
@@ -189,14 +190,19 @@ class _Writer:
         return param.dtype if param else self.model.dtypes.get(name, TensorProto.FLOAT)
 
     def contracted(self, bound: Bound, letters: Collection[str]) -> set[tuple[int, int]]:
-        """One operand and axis that holds each letter; of an activation where there is one."""
+        """One operand and axis that holds each letter; of an activation where there is one.
+
+        Where more than two hold it, all of them: an operator that makes and reads the letter inside
+        (the hidden layer of an expert) would add what the bias of a removed index gives.
+        """
         places: dict[str, list[tuple[bool, int, int]]] = {}
         for position, axes in enumerate(bound.fit.operands):
             stored = bound.node.inputs[position] in self.model.params
             for axis, pattern in enumerate(axes or ()):
                 for letter in (x for term in pattern for x in term if x in letters):
                     places.setdefault(letter, []).append((stored, position, axis))
-        return {min(found)[1:] for found in places.values()}
+        every = (found if len(found) > PAIR else [min(found)] for found in places.values())
+        return {place[1:] for found in every for place in found}
 
     def repeated(self, bound: Bound, letters: Collection[str]) -> set[tuple[int, int]]:
         """The later axes of operands that hold a letter twice: they read, too."""

@@ -17,10 +17,11 @@ from onnxprune.compare import is_float
 from onnxprune.coupling import Coupling
 from onnxprune.errors import RunError
 from onnxprune.full import kept_part
+from onnxprune.guard import is_overwritten, keep_operands
 from onnxprune.model import Array, Node, operator, subgraphs
 from onnxprune.oracle import FLOATS, masked
 from onnxprune.plan import Keep
-from onnxprune.rules.tables import CASTS, JOINS, JUMPS, MOVES, ROUNDS, ROUNDS_AT
+from onnxprune.rules.tables import CASTS, JOINS, JUMPS, MOVES, ROUNDS, ROUNDS_AT, ROUNDS_BY_DATA
 from onnxprune.ways import force
 from onnxprune.widen import widen, widened
 
@@ -77,7 +78,7 @@ class Pair:
         """
         proto = self.shrunk
         extra = [x for x in dict.fromkeys(names) if x not in {o.name for o in proto.graph.output}]
-        if extra or pins or self.wide or self.forced:
+        if extra or pins or self.wide or self.forced or is_overwritten(proto):
             proto = onnx.ModelProto()
             proto.CopyFrom(self.shrunk)
         if pins:
@@ -89,15 +90,21 @@ class Pair:
         """Whether ONNX Runtime may fuse nodes where values inside the graph are asked for.
 
         Around QuantizeLinear it fuses into kernels that round otherwise, and that it can do so in
-        the pruned model, but not around a mask of the oracle, is no difference of the two.
+        the pruned model, but not around a mask of the oracle, is no difference of the two. Around
+        DynamicQuantizeLinear that shows at the outputs, too.
         """
-        return not extra or ROUNDS.isdisjoint(node.op for node in self.coupling.model.every)
+        ops = {node.op for node in self.coupling.model.every}
+        if not ROUNDS_BY_DATA.isdisjoint(ops):
+            return False
+        return not extra or ROUNDS.isdisjoint(ops)
 
     def _runner(
         self, proto: onnx.ModelProto, folder: Path | None, fuse: bool, retry: bool
     ) -> Runner:
         if self.forced:
             force(proto, self.forced, self.coupling.model.renamed)
+        if is_overwritten(proto):
+            keep_operands(proto)
         if self.wide:
             widen(proto, folder)
         try:

@@ -362,3 +362,30 @@ def test_a_sparse_weight_stays_and_the_rest_goes() -> None:
     reason = coupling.factors.reason(coupling.layouts["w1"][1])
     assert reason is not None
     assert reason.text == "it is stored sparse"
+
+
+@pytest.mark.parametrize("op", ["LayerNormalization", "SimplifiedLayerNormalization"])
+def test_a_norm_that_onnx_runtime_fused_in_an_early_opset_has_a_shape(op: str) -> None:
+    proto = model(
+        [
+            node("MatMul", "x w1", "a"),
+            node(op, "a g", "b", axis=-1, epsilon=1e-5),
+            node("MatMul", "b w2", "c"),
+            node("Relu", "c", "d"),
+            node("MatMul", "d w3", "y"),
+        ],
+        {"x": ["n", 4]},
+        {"y": ["n", 3]},
+        {
+            "w1": weight(1, 4, 8),
+            "g": np.float32(1) + weight(2, 8),
+            "w2": weight(3, 8, 6),
+            "w3": weight(4, 6, 3),
+        },
+        opset=14,
+    )
+    if op == "LayerNormalization":
+        proto.graph.node[1].input.append("beta")
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(weight(5, 8), "beta"))
+    coupling, _ = proven(proto)
+    assert [group.name for group in coupling.groups] == ["w1:1", "w2:1"]

@@ -50,6 +50,7 @@ _ROWS: Final[dict[str, str | Computed]] = {
     "Attention": attention.packed,
     "EmbedLayerNormalization": attention.embed_norm,
     "GroupQueryAttention": attention.grouped,
+    "MoE": attention.moe,
     "MultiHeadAttention": attention.multi_head,
     "QAttention": attention.packed_integers,
     "RotaryEmbedding": attention.rotary,

@@ -69,7 +69,7 @@ _CONTRIB: Final = {
     "it mixes several residual streams, which are not looked into": (
         "BranchwiseRMSNorm EngramGate GatedRMSNorm HyperConnectionPostMix HyperConnectionPreMix"
     ),
-    "it chooses experts at run time, and no row of it has been proved on a whole model": "MoE QMoE",
+    "its experts are packed, which no row says": "QMoE",
     "it turns numbers of a head by sections of three kinds of position": "MRotaryEmbedding",
     "its weight is packed in blocks that run over rows": (
         "GatherBlockQuantized MatMulBnb4 MatMulFpQ4"

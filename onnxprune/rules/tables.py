@@ -6,7 +6,8 @@ Rows are alphabetical inside a section. See docs/rules.md for how to read and wr
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from onnxprune.rules import attention, folding, integers, linear, reshaping, shaping
 from onnxprune.rules.site import Computed
@@ -185,6 +186,8 @@ JUMPS: Final = ORDERING | {
 CASTS: Final = frozenset({"Cast", "CastLike"})
 # Operators that round, with which ONNX Runtime fuses what stands before them.
 ROUNDS: Final = frozenset({"QuantizeLinear", "com.microsoft::QuantizeLinear"})
+# Those that find their scale in the data: what one kernel rounds otherwise scales all the rest.
+ROUNDS_BY_DATA: Final = frozenset({"DynamicQuantizeLinear"})
 # Operators that keep every element: their operand and result have the same number of them.
 REARRANGES: Final = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 # Operators that give a value another name.
@@ -220,6 +223,30 @@ TYPED_BY: Final = {
     "com.microsoft::QLinearConcat": 1,
     "com.microsoft::QuantizeLinear": 2,
 }
+# Operators of which ONNX Runtime's kernel may write its result over an operand before it reads it.
+OVERWRITES: Final = {"com.microsoft::MoE": 0}
+# Where operators read a weight of integers, its scale (None: they don't), its zero point, and the
+# axis of these, by the attributes.
+Axis = Callable[[Mapping[str, Any]], int]
+FIRST: Final[Axis] = lambda _: 0  # noqa: E731
+LAST: Final[Axis] = lambda _: -1  # noqa: E731
+STATED: Final[Axis] = lambda own: int(own.get("axis", 1))  # noqa: E731
+COLUMNS: Final[Axis] = lambda own: int(own.get("transB", 0)) - 1  # noqa: E731
+QUANTISED: Final[Mapping[str, tuple[int, int | None, int, Axis]]] = {
+    "ConvInteger": (1, None, 3, FIRST),
+    "DequantizeLinear": (0, 1, 2, STATED),
+    "MatMulInteger": (1, None, 3, LAST),
+    "QLinearConv": (3, 4, 5, FIRST),
+    "QLinearMatMul": (3, 4, 5, LAST),
+    "com.microsoft::DequantizeLinear": (0, 1, 2, STATED),
+    "com.microsoft::DynamicQuantizeMatMul": (1, 2, 3, LAST),
+    "com.microsoft::MatMulIntegerToFloat": (1, 3, 5, LAST),
+    "com.microsoft::QAttention": (1, 4, 7, LAST),
+    "com.microsoft::QGemm": (3, 4, 5, COLUMNS),
+    "com.microsoft::QLinearConv": (3, 4, 5, FIRST),
+}
+# Where operators read weights of which several share a byte, in blocks.
+PACKED: Final = {"com.microsoft::MatMulNBits": 1}
 # Nodes that hold a constant of the file.
 CONSTANTS: Final = frozenset({"Constant"})
 # Operators that don't read the values of what their row marks with ~: type or sizes are enough.

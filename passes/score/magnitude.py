@@ -12,6 +12,7 @@ from onnxprune.coupling import Coupling, Group, Member
 from onnxprune.model import Array
 from onnxprune.passes.score.median import median_distances
 from onnxprune.passes.score.slices import Measure, as_float, axis_values, rows
+from onnxprune.passes.score.stored import meant, stored_values
 
 Progress = Callable[[str], None]
 SIDES: Final = ("both", "contracted", "produced", "product")
@@ -50,10 +51,12 @@ def gather(
         for member in own:
             asked.setdefault(member.param, []).append((factor, member))
     parts: dict[int, list[Part]] = {factor: [] for factor in members}
+    meaning = stored_values(coupling.model)
     for param, pairs in asked.items():
         if progress is not None:
             progress(param)
-        found = evaluate(coupling.factors, coupling.model.params[param].read(), pairs)
+        values = meant(coupling.model, param, meaning.get(param))
+        found = evaluate(coupling.factors, values, pairs)
         for (factor, member), values in zip(pairs, found, strict=True):
             if np.isfinite(values).all():
                 parts[factor].append(Part(member.contracted, values))

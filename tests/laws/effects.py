@@ -75,3 +75,7 @@ ZERO_POINTS = {
 PACKED = frozenset({"com.microsoft::MatMulNBits"})
 # Mixing operators whose operand speaks of what is removed: see test_pooling_and_unpooling.
 POINTERS = frozenset({"MaxUnpool"})
+
+# Operators that make a contracted letter from some operands and read it by another one: only that
+# one can take its effect away.
+READ_BY = {"com.microsoft::MoE": 4}

@@ -27,6 +27,7 @@ from tests.laws.effects import (
     PACKED,
     PLAIN,
     POINTERS,
+    READ_BY,
     SCALED,
     THROUGHOUT,
     ZERO_POINTS,
@@ -212,6 +213,9 @@ def zeroed(case: Case, fit: Fit, masks: Masks, rng: np.random.Generator) -> list
 
 def _one_of(spots: list[tuple[int, int]], case: Case, rng: np.random.Generator) -> tuple[int, int]:
     """A place of a letter; not in a zero point, or where nothing stands for 0."""
+    inside = [spot for spot in spots if spot[0] == READ_BY.get(case.op)]
+    if inside:
+        return inside[0]
     zeros = ZERO_POINTS.get(case.op, {})
     others = {*zeros.values(), *(zeros if case.op in PACKED else ())}
     found = [spot for spot in spots if spot[0] not in others] or spots

@@ -114,6 +114,28 @@ def test_a_fused_block_shrinks_and_is_proved(name: str) -> None:
     assert other["g1"] < one["g1"]
 
 
+EXPERTS = {"e1": (4, 32, 24), "b1": (4, 32), "e2": (4, 24, 32), "b2": (4, 24)}
+
+
+@pytest.mark.parametrize("kind", ["relu", "gelu"])
+@pytest.mark.parametrize("normed", [True, False])
+def test_experts_shrink_and_are_proved(kind: str, normed: bool) -> None:
+    """The inner width of all experts, and the residual width, which they read and make."""
+    norm = "h = LayerNormalization(z, g0, c0)" if normed else "h = Identity(z)"
+    body = f"""
+        z = MatMul(x, w0) {norm} r = MatMul(h, w1)
+        m = com.microsoft.MoE <activation_type = "{kind}", k = 2> (h, r, e1, b1, e2, b2)
+        s = Add(z, m) y = MatMul(s, w2)
+    """
+    weights = {"w0": (16, 24), "g0": (24,), "c0": (24,), "w1": (24, 4), "w2": (24, 6)}
+    before = model("(float[5,16] x) => (float[A,B] y)", body, {**weights, **EXPERTS})
+    after, report = onnxprune.prune(before, ratio=0.5, align=1)
+    found = sizes(after)
+    assert (found["e1"], found["e2"]) == ((4, 16, 12), (4, 12, 16))
+    assert found["w1"] == (12, 4)
+    assert {g.name: g.mixing for g in report.groups} == {"w0:1": True, "e1:1": False}
+
+
 def packed(k: int, n: int, name: str) -> list[onnx.TensorProto]:
     """The weight (n, blocks, 8) of 4 bits in blocks of 16, and its scales (n, blocks)."""
     blocks: Array = integers(n, k // 16, 8, high=256, dtype=np.uint8)

@@ -75,12 +75,18 @@ def test_a_rule_says_the_same_for_every_choice_of_dynamic_sizes(label: str) -> N
         ("Add", [(2, 4, 4), (4,)], {"axis": 1, "broadcast": 1, "opset": 6}, "as before opset 7"),
         ("QuantizeLinear", [(4, 7), (4, 3)], {"block_size": 3}, "its last block is not full"),
         ("Reshape", [(0, 3), [3, -1]], {"allowzero": 1}, "changes the number of elements, or has"),
+        (
+            "com.microsoft::MoE",
+            [(5, 8), (5, 4), (4, 24, 8), (4, 24), (4, 8, 12), (4, 8)],
+            {"k": 1, "activation_type": "swiglu"},
+            "its gate has not been proved",
+        ),
         ("com.microsoft::Nothing", [(2,)], {}, "operator com.microsoft::Nothing has no rule"),
         ("PRelu", [(2, 3), (4, 3)], {}, "an axis of size 2 does not fit .1"),
     ],
 )
 def test_what_can_not_be_said_is_refused(
-    op: str, operands: list[Given], settings: dict[str, int], reason: str
+    op: str, operands: list[Given], settings: dict[str, int | str], reason: str
 ) -> None:
     with pytest.raises(Unprunable, match=reason):
         make(op, *operands, **settings).fit()  # type: ignore[arg-type]

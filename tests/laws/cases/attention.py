@@ -17,6 +17,7 @@ MS = "com.microsoft::"
 def cases() -> Iterator[Case]:
     yield from _norms()
     yield from _rotary()
+    yield from _experts()
     yield from _multi_head()
     yield from _packed()
     yield from _grouped()
@@ -155,3 +156,11 @@ def _standard() -> Iterator[Case]:
         yield make("Attention", (3, 5, 42), (3, 8, 14), (3, 8, 8), **flat)
         yield make("Attention", (3, 5, 42), (3, 8, 14), (3, 8, 8), (3, 6, 5, 8), **flat)
         yield make("Attention", (3, 5, 42), (3, 8, 14), (3, 8, 8), None, *past, results=3, **flat)
+
+
+def _experts() -> Iterator[Case]:
+    op = f"{MS}MoE"
+    for kind in ("relu", "gelu", "silu"):
+        how: dict[str, Any] = {"activation_type": kind, "k": 2}
+        yield make(op, (5, 8), (5, 4), (4, 12, 8), (4, 12), (4, 8, 12), (4, 8), **how)
+    yield make(op, (2, 3, 8), (6, 4), (4, 12, 8), None, (4, 8, 12), None, k=1)
