@@ -89,6 +89,7 @@ def test_a_quantised_file_ranks_as_its_float_twin(kind: str, sides: str, tmp_pat
             quant_format=form,
             per_channel=by_channel,
             weight_type=weights,
+            activation_type=QuantType.QUInt8,
         )
     found = []
     for path in (source, target):
