@@ -92,6 +92,7 @@ _CONTRIB: Final[dict[str, tuple[Case, ...]]] = {
         _case((2, 64), (6, 2, 16), (6, 2), K=64, N=6, bits=4, block_size=32),
         _case((2, 64), (6, 2, 16), (6, 2), (6, 1), K=64, N=6, bits=4, block_size=32),
     ),
+    "MoE": (_case((2, 5, 8), (10, 4), (4, 16, 8), (4, 16), (4, 8, 16), (4, 8), k=2),),
     "MultiHeadAttention": (_HEADS, replace(_HEADS, attributes={"num_heads": 4, "scale": 0.5})),
     "QAttention": (_case((2, 5, 6), (6, 24), (24,), (), (), num_heads=4),),
     "QGemm": (_case((2, 8), (), (), (8, 6), (6,), (6,)),),
