@@ -1,6 +1,6 @@
 """Run tests/test_ep.py on execution providers, each in a venv of its own.
 
-    python benchmarks/eps.py [openvino webgpu qnn]
+    python benchmarks/eps.py [openvino openvino-plugin webgpu qnn]
 
 The packages exclude each other or the project's own onnxruntime, so each provider has a venv
 `.venv-ep-NAME` beside the project's. One that can't be installed is skipped, with a message.
@@ -17,6 +17,7 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 PACKAGES: Final = {
     "openvino": ("onnxruntime-openvino",),
+    "openvino-plugin": ("onnxruntime", "onnxruntime-ep-openvino"),
     "webgpu": ("onnxruntime", "onnxruntime-ep-webgpu"),
     "qnn": ("onnxruntime", "onnxruntime-qnn"),
 }

@@ -10,7 +10,7 @@ from onnxprune.errors import OnnxPruneError
 
 OPTIMIZATIONS: Final = ("disable", "basic", "extended", "layout", "all")
 
-ON_THIS_CPU: Final = ("cpu", "openvino")
+ON_THIS_CPU: Final = ("cpu", "openvino", "openvino-plugin")
 
 
 @dataclass(frozen=True)
