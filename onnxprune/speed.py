@@ -180,15 +180,16 @@ def pace_of(before: Timing, after: Timing, target: Target) -> Pace:
 
 
 def left_of(before: Timing, after: Timing, target: Target) -> float:
-    """The share of the latency that remains: by medians, where their interval is narrow.
+    """The share of the latency that remains, as it is decided by.
 
-    On a busy machine it is by low quartiles, for what else runs makes runs slower and never faster;
-    with one thread on the CPU by those of the processor's time, which waiting does not add to.
+    With one thread on the CPU by low quartiles of the processor's time, which waiting does not add
+    to; on a quiet machine it is the wall time. Elsewhere by medians, where their interval is
+    narrow, and by low quartiles, where it is not: what else runs makes runs slower, never faster.
     """
     own = [before.times_ms, after.times_ms]
     if target.one_core:
         own = [before.cpu_times_ms, after.cpu_times_ms]
-    if is_sure(after) or not all(own):
+    if not all(own) or (is_sure(after) and not target.one_core):
         return 1 / after.speedup
     quick = [float(np.quantile(times, 0.25)) for times in own]
     return quick[1] / quick[0]

@@ -151,10 +151,10 @@ def _least_choice(
     Args:
         tuner: chooses.
         low: a limit that can't be met.
-        tried: choices that could be made; without any there is no other.
+        tried: choices that could be made.
     """
-    found, high = None, min((own.modelled for own in tried), default=low)
-    for _ in range(HALVINGS if tried else 0):
+    found, high = None, min((own.modelled for own in tried), default=1.0)
+    for _ in range(HALVINGS):
         middle = (low + high) / 2
         try:
             found, high = tuner.choose(middle), middle
@@ -243,12 +243,11 @@ def _nearest(wanted: Goal, tried: Sequence[Tuned]) -> Tuned:
 
 def _unreachable(wanted: Goal, tried: Sequence[Tuned], error: BudgetError) -> BudgetError:
     """What select said of a share of the modelled latency, in the words of what was asked for."""
-    if tried:
-        return BudgetError(f"{_least(wanted, tried)}; {error}")
-    flag, _, why = str(error).partition(": ")
-    if not flag.startswith("--latency"):
+    if not tried:
         return error
-    return BudgetError(f"--latency {wanted.text} is out of reach: by the fitted latency {why}")
+    flag, _, why = str(error).partition(": ")
+    told = f"by the fitted latency {why}" if flag.startswith("--latency") else str(error)
+    return BudgetError(f"{_least(wanted, tried)}; {told}")
 
 
 def _least(wanted: Goal, tried: Sequence[Tuned]) -> str:
