@@ -26,6 +26,9 @@ from onnxprune.training.tuning import Plan, trained
 STEPS: Final = 120
 BATCH: Final = 128
 RATE: Final = 1e-3
+# What is done to samples, which are few; docs/finetuning.md says what it is worth.
+PHOTOS: Final = ("flip", "mix", "shift")
+OTHERS: Final = ("mix",)
 
 
 def distilled(
@@ -57,7 +60,8 @@ def distilled(
     teacher = coupling.model
     student = views.view(small, teacher.folder, teacher.name)
     source, held = held_out(_gathered(feeds, student))
-    lesson, how = Lesson(), Training(10**6, STEPS, RATE, batch_size=BATCH, freeze=True, seed=seed)
+    lesson = Lesson(augment=PHOTOS if _are_photos(feeds[0]) else OTHERS)
+    how = Training(10**6, STEPS, RATE, batch_size=BATCH, freeze=True, seed=seed)
     task, judge = distillation(student, teacher, lesson, (coupling, keep), held, rows)
     plan = Plan(student, task, source, how, {}, judge, rows=rows, progress=progress)
     proto, found, _ = trained(plan)
@@ -66,6 +70,11 @@ def distilled(
     names = [name for name, own in teacher.params.items() if own.dtype in FLOATS]
     values = fitted_values(coupling, keep, proto, names)
     return values, f"distilled: {found.steps} steps in {found.seconds:.0f} s"
+
+
+def _are_photos(feeds: Feeds) -> bool:
+    """Whether the inputs are pictures in colour: those may be turned over, digits may not."""
+    return all(x.ndim == 4 and x.shape[1] == 3 for x in feeds.values())
 
 
 def _gathered(feeds: Sequence[Feeds], model: Model) -> Batches:
