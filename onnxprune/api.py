@@ -22,7 +22,7 @@ from onnxprune.files import load, save
 from onnxprune.judging import DataOptions, gathered
 from onnxprune.passes.probe import probe as measure_probe
 from onnxprune.passes.score import CRITERIA, DEFAULT, DEFAULT_WITH_DATA
-from onnxprune.pipeline import Choice, Inputs, Progress, Run
+from onnxprune.pipeline import Choice, Inputs, Progress, Recover, Run
 from onnxprune.plan import Plan, read_plan
 from onnxprune.report.writing import report_text
 from onnxprune.results import Inspection, Report
@@ -112,7 +112,7 @@ def prune(
     seed: int = 0,
     verify: bool = True,
     inputs: Inputs = None,
-    recover: bool = True,
+    recover: Recover = True,
     rules: Mapping[str, str] | None = None,
     ep: str = "cpu",
     threads: int = 1,
@@ -160,7 +160,8 @@ def prune(
         verify: whether to prove the result; without it the report says so.
         inputs: real inputs for the verification (.npz or arrays by name).
         recover: whether what stays is fitted to do the work of what went, where there are
-            calibration inputs.
+            calibration inputs; ``"distill"`` (extra ``torch``) then trains the whole for a short
+            while to say what the original says.
         rules: rows for custom operators.
         ep: the execution provider that the latency is measured on, and that ``align="auto"`` is
             for (see ``onnxprune.catalogue``).
@@ -241,7 +242,7 @@ def apply(
     progress: Progress | None = None,
     calibration: Source = None,
     evaluate: Source = None,
-    recover: bool = True,
+    recover: Recover = True,
     seed: int = 0,
     **options: Unpack[DataOptions],
 ) -> tuple[Any, Report]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -34,6 +34,8 @@ from onnxprune.tuning import Tuned, Tuner, tune
 
 Progress = Callable[[str], None]
 Rules = Mapping[str, Row]
+Recover = bool | Literal["distill"]
+DISTILL: Final = "distill"
 ANY_SPEED: Final = Speed()
 StepOf = Callable[[str], AbstractContextManager[Progress | None]]
 ARENA_TRIES: Final = 8
@@ -51,7 +53,8 @@ class Choice:
         criterion: a name in ``score.CRITERIA``.
         steps: prune in so many steps, and score again between them.
         seed: for all that is random.
-        recover: whether kept weights are fitted to the original on calibration inputs.
+        recover: whether kept weights are fitted to the original on calibration inputs; with
+            ``distill`` the whole model is trained to say what the original says, afterwards.
         speed: how fast the result has to be, and where.
         schedule: how much goes in each of the steps; see ``budget.SCHEDULES``.
     """
@@ -61,7 +64,7 @@ class Choice:
     criterion: str
     steps: int
     seed: int
-    recover: bool = True
+    recover: Recover = True
     speed: Speed = ANY_SPEED
     schedule: Schedule = "exponential"
 

@@ -11,6 +11,7 @@ from typing import Any
 import onnx
 
 from onnxprune import explaining, files, mobile
+from onnxprune.api_rules import every_row
 from onnxprune.arena import arena
 from onnxprune.axes import Mask
 from onnxprune.choosing import ANY_SPEED
@@ -32,13 +33,14 @@ from onnxprune.results import Pace, Report
 from onnxprune.run import Run, given_inputs, timed_on
 from onnxprune.runtime import Feeds
 from onnxprune.speed import Speed, measured, must_be_faster
+from onnxprune.training.recovering import distilled
 from onnxprune.tuning import Tuned, same_masks
 from onnxprune.verdict import Verification
 
 
 @dataclass(frozen=True)
 class Made:
-    """What was chosen, and how."""
+    """What was chosen, and how; ``distill``: whether recovery ends with a distillation."""
 
     keep: dict[int, Mask]
     plan: Plan
@@ -46,6 +48,7 @@ class Made:
     notes: tuple[str, ...]
     speed: Speed = ANY_SPEED
     tuned: Tuned | None = None
+    distill: bool = False
 
     def seed(self, run: Run) -> int:
         """Of the proof's inputs, and of what recovery picks."""
@@ -135,7 +138,16 @@ def _smaller(
         with run.step("recover") as tell:
             fitted = recover(coupling, keep, proto, feeds, values=values, seed=seed, progress=tell)
     values = {**(values or {}), **fitted.values}
-    return Small(shrink(coupling, keep, values), folder), values, fitted
+    proto = shrink(coupling, keep, values)
+    if made.distill:
+        with run.step("distill") as tell:
+            learnt, note = distilled(
+                coupling, keep, proto, feeds, every_row(), made.seed(run), tell
+            )
+        values, notes = {**values, **learnt}, (*fitted.notes, note)
+        fitted = replace(fitted, values={**fitted.values, **learnt}, notes=notes)
+        proto = shrink(coupling, keep, values)
+    return Small(proto, folder), values, fitted
 
 
 def _reported(

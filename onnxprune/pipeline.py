@@ -9,9 +9,11 @@ from typing import Any
 from onnxprune import explaining, files
 from onnxprune.budget import Budget, check, check_patterns
 from onnxprune.choosing import (
+    DISTILL,
     Choice,
     Chooser,
     Progress,
+    Recover,
     Rules,
     analyse,
     choose_by_arena,
@@ -39,6 +41,7 @@ __all__ = [
     "Choice",
     "Inputs",
     "Progress",
+    "Recover",
     "Rules",
     "Run",
     "analyse",
@@ -88,6 +91,7 @@ def prune(run: Run, choice: Choice) -> tuple[Any, Report]:
     merge_seed = choice.seed if choice.criterion in MERGING else None
     plan = make_plan(coupling, keep, run.digest(), merge_seed)
     made = Made(keep, plan, choice.settings(), (*notes, *limits), choice.speed, tuned)
+    made = replace(made, distill=choice.recover == DISTILL)
     return finish(run, coupling, made, target, batches if choice.recover else None)
 
 
@@ -124,7 +128,7 @@ def _searched(run: Run, choice: Choice) -> tuple[Any, Report]:
     return prune(replace(run, notes=(*run.notes, note), tries=tuple(tries)), at(best))
 
 
-def replay(run: Run, plan: Plan, fit: bool = True) -> tuple[Any, Report]:
+def replay(run: Run, plan: Plan, fit: Recover = True) -> tuple[Any, Report]:
     """Shrink by a plan, recover where there are calibration inputs, prove, write."""
     target = run.target()
     run.data.check()
@@ -137,7 +141,7 @@ def replay(run: Run, plan: Plan, fit: bool = True) -> tuple[Any, Report]:
     if digest is not None and plan.model.sha256 is not None and digest != plan.model.sha256:
         notes.append(f"the plan was made for another file, '{plan.model.name}'; its names fit")
     feeds = _batches(run.data, coupling.model) if fit else None
-    made = Made(keep, plan, {"plan": plan.model.name}, tuple(notes))
+    made = Made(keep, plan, {"plan": plan.model.name}, tuple(notes), distill=fit == DISTILL)
     return finish(run, coupling, made, target, feeds)
 
 

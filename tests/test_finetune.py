@@ -387,12 +387,13 @@ import sys
 import onnxprune
 from tests.training_nets import classifier, data
 onnxprune.finetune(classifier(), sys.argv[1], train=data(), evaluate=data(64, 1), epochs=3,
-                   batch_size=int(sys.argv[2]), lr=1e-2, threads=1, device="cpu")
+                   batch_size=16, lr=1e-2, threads=1, device="cpu")
 """
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_a_double_batch(tmp_path: Path) -> None:
-    script = tmp_path / "train.py"
+    script, out = tmp_path / "train.py", tmp_path / "two.onnx"
     script.write_text(SCRIPT, encoding="utf-8")
     root = Path(__file__).parent.parent
     with socket.socket() as free:
@@ -400,11 +401,12 @@ def test_two_processes_are_one_with_a_double_batch(tmp_path: Path) -> None:
         port = free.getsockname()[1]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     both = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
-    for name, size, how in (("one", 32, []), ("two", 16, both)):
-        command = [sys.executable, *how, str(script), str(tmp_path / f"{name}.onnx"), str(size)]
-        subprocess.run(command, check=True, env=environment, cwd=root, timeout=300)
-    one, two = (weights(onnx.load(tmp_path / f"{name}.onnx")) for name in ("one", "two"))
-    for name, value in one.items():
+    command = [sys.executable, *both, str(script), str(out)]
+    subprocess.run(command, check=True, env=environment, cwd=root, timeout=300)
+    settings = {**QUICK, "batch_size": 32, "evaluate": data(64, 1)}
+    one, _ = onnxprune.finetune(classifier(), train=data(), **settings)
+    two = weights(onnx.load(out))
+    for name, value in weights(one).items():
         own, other = (np.frombuffer(v, np.float32) for v in (value, two[name]))
         np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-6)
 
@@ -443,3 +445,40 @@ def test_the_commands(tmp_path: Path, taught: onnx.ModelProto) -> None:
     assert found.exit_code == 2
     assert "which this command reads: give another path" in found.output
     assert run("finetune", out, "--train", tmp_path / "train.npz").exit_code == 2
+
+
+# The last step of recovery
+
+
+def test_recovery_may_end_with_a_distillation(taught: onnx.ModelProto) -> None:
+    """It is proved as any other recovery, and on new samples nearer the original than without."""
+    x, new = {"x": data(128, 3)["x"]}, data(256, 5)["x"]
+    settings: dict[str, Any] = {"ratio": 0.75, "align": 1, "calibration": x}
+    found = {}
+    for how in (True, "distill"):
+        small, report = onnxprune.prune(taught, recover=how, **settings)
+        found[how] = apart(small, taught, new)
+        assert report.verification is not None
+        assert report.verification.ok
+    assert any(note.startswith("distilled: 120 steps in ") for note in report.notes)
+    assert set(report.plan.recovered) >= {"fc1.weight", "fc2.weight"}
+    assert found["distill"] < 0.7 * found[True]
+    again, report = onnxprune.apply(taught, report.plan, calibration=x, recover="distill")
+    assert apart(again, taught, new) == pytest.approx(found["distill"], rel=1e-3)
+
+
+def test_the_command_takes_ways_of_recovery(tmp_path: Path, taught: onnx.ModelProto) -> None:
+    onnx.save(taught, tmp_path / "large.onnx")
+    np.savez(tmp_path / "x.npz", x=data()["x"])
+    own: list[Any] = ["prune", tmp_path / "large.onnx", "-o", tmp_path / "s.onnx"]
+    own += ["--ratio", 0.5, "--calibration", tmp_path / "x.npz"]
+    done = run(*own, "--recover", "distill", "--align", 1)
+    assert done.exit_code == 0, done.output
+    assert "distilled: 120 steps" in done.output
+    for more, message in (
+        (("--recover", "hope"), "--recover 'hope' is not known: choose least-squares or distill"),
+        (("--recover", "distill", "--no-recover"), "exclude each other"),
+    ):
+        refused = run(*own, *more)
+        assert refused.exit_code == 2
+        assert message in refused.output

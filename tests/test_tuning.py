@@ -171,7 +171,8 @@ def test_the_least_that_can_be_chosen_is_measured_before_it_is_said() -> None:
 def test_what_the_fit_rules_out_is_measured_and_said_in_the_words_of_the_user() -> None:
     with pytest.raises(
         BudgetError,
-        match=r"^--latency 0.01x was not reached: 0\.\d+x .* is the least that was measured; by the fitted latency at most",
+        match=r"^--latency 0.01x was not reached: 0\.\d+x .* is the least that was measured; by "
+        "the fitted latency at most",
     ):
         tune(tuner(), goal("0.01x"))
     with pytest.raises(BudgetError, match=r"^--macs 0.0001: "):

@@ -125,7 +125,19 @@ PerGroupFrom = Annotated[
         metavar="FILE.json",
     ),
 ]
-RECOVERY: Final = {"no_recover": NoRecover}
+RecoverBy = Annotated[
+    str | None,
+    option(
+        "--recover",
+        DATA,
+        "least-squares (the default with --calibration), or distill: then also a short training "
+        "by the original's outputs (extra torch).",
+        show_default=False,
+    ),
+]
+LEAST_SQUARES: Final = "least-squares"
+RECOVERIES: Final = {LEAST_SQUARES: True, "distill": "distill"}
+RECOVERY: Final = {"no_recover": NoRecover, "recover": RecoverBy}
 TABLE: Final = {"per_group_from": PerGroupFrom}
 OPTIONS: Final = {**SOURCES, **RECOVERY, **GATES, **TABLE, **PICTURES}
 
@@ -137,15 +149,22 @@ def data_options(*without: str) -> Shared:
         without: names of options that it does not have.
     """
     options = {name: own for name, own in OPTIONS.items() if name not in without}
-    defaults = {name: False if name in RECOVERY else None for name in options}
+    defaults = {name: False if own is NoRecover else None for name, own in options.items()}
     return Shared({name: (own, defaults[name]) for name, own in options.items()}, arguments)
 
 
 def arguments(found: Mapping[str, Any]) -> dict[str, Any]:
     """Options that were given, as arguments of the library."""
     given = {name: value for name, value in found.items() if value is not None}
+    by = given.pop("recover", None)
+    if by is not None and by not in RECOVERIES:
+        raise OnnxPruneError(f"--recover '{by}' is not known: choose {' or '.join(RECOVERIES)}")
     if given.pop("no_recover", False):
+        if by is not None:
+            raise OnnxPruneError("--recover and --no-recover exclude each other")
         given["recover"] = False
+    elif by is not None:
+        given["recover"] = RECOVERIES[by]
     pictures = {name: given.pop(name) for name in PICTURES if name in given}
     if pictures:
         from onnxprune.pictures import Pictures

@@ -18,8 +18,10 @@ def trained(found: Any) -> str:
             f"{own.metric} on {own.samples} samples: {own.before:.4f} -> {own.after:.4f} "
             f"(epoch {found.best_epoch})"
         )
-    elif found.best_epoch:
+    else:
         lines.append(f"the weights of epoch {found.best_epoch} were kept")
+    if not found.best_epoch:
+        lines.append("no epoch was better than the start: the weights are as they were")
     lines.append(
         "proved: ONNX Runtime's outputs of the written graph differ from torch's by at most "
         f"{found.error:.1e} of the largest value"

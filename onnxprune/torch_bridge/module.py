@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 import torch
 
-from onnxprune import files, views
+from onnxprune import bodies, files, views
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import Array, Model, subgraphs
 from onnxprune.torch_bridge.at import Tensor, UntrainableError, array, tensor
@@ -144,10 +144,10 @@ class OnnxModule(torch.nn.Module):  # type: ignore[misc]
             if edit is not None and value is not None:
                 value = edit(step.key, position, value)
             operands.append(value)
-        bodies = [{k: self._body(b, values) for k, b in step.bodies.items()}] if step.bodies else []
+        inner = [{k: self._body(b, values) for k, b in step.bodies.items()}] if step.bodies else []
         assert step.row is not None
         try:
-            made = step.row(step.at, *bodies, *operands)
+            made = step.row(step.at, *inner, *operands)
         except (OnnxPruneError, torch.OutOfMemoryError, KeyboardInterrupt):
             raise
         except Exception as error:
@@ -195,6 +195,7 @@ class OnnxModule(torch.nn.Module):  # type: ignore[misc]
             for kind in ("float_data", "double_data", "int32_data"):
                 own.ClearField(kind)
             own.raw_data = now[name].astype(before.dtype, copy=False).tobytes()
+        bodies.restore(proto, self.model.renamed)
         return proto
 
     def load_written(self, proto: onnx.ModelProto) -> None:

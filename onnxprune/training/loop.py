@@ -32,6 +32,7 @@ class State:
     """Where training stands."""
 
     step: int = 0
+    before: float | None = None
     score: float | None = None
     best: dict[str, Tensor] = field(default_factory=dict)
     best_epoch: int = 0
@@ -49,7 +50,8 @@ class Loop:
         task: the loss of a batch.
         stream: the batches.
         how: the settings.
-        judge: after each epoch, larger is better; without one the last weights are the best.
+        judge: at the start and after each epoch, larger is better; the best weights are kept, be
+            they those of the start. Without it the last ones are.
         checkpoint: where the state is kept.
         log: a CSV file.
         world: the processes.
@@ -77,6 +79,9 @@ class Loop:
         optimizer = _optimizer(self.module, self.how)
         average = Average(self.module, self.how.ema)
         state = self._resumed(optimizer, average)
+        if state.step == 0 and self.judge is not None:
+            self._judge(state, average, -1)
+            state.before = state.score
         start = time.perf_counter() - (state.rows[-1]["seconds"] if state.rows else 0.0)
         for epoch, position, parts in self._left(state, each):
             if state.step >= total or state.stopped:
@@ -149,7 +154,8 @@ class Loop:
             if better:
                 state.best = {n: v.detach().clone() for n, v in self.module.state_dict().items()}
                 state.best_epoch, state.score = epoch + 1, score
-        state.rows[-1]["score"] = "" if score is None else score
+        if state.rows:
+            state.rows[-1]["score"] = "" if score is None else score
         state.stale = 0 if better else state.stale + 1
         state.stopped = self.how.patience is not None and state.stale >= self.how.patience
 
@@ -186,7 +192,7 @@ class Loop:
         return State(**{name: found[name] for name in _KEPT})
 
 
-_KEPT: Final = ("step", "score", "best", "best_epoch", "stale", "stopped", "rows")
+_KEPT: Final = ("step", "before", "score", "best", "best_epoch", "stale", "stopped", "rows")
 
 
 def on(feeds: Feeds, device: Any) -> dict[str, Tensor]:

@@ -41,7 +41,7 @@ class Trained(Jsonable):
         name: the model's.
         settings: of the run.
         steps: how many were made.
-        best_epoch: the epoch whose weights were kept, from 1.
+        best_epoch: the epoch whose weights were kept, from 1; 0 of those at the start.
         loss: of the first and of the last epoch, the means.
         evaluation: the metric before and after, where there are labels to judge by.
         error: the largest difference between ONNX Runtime's outputs and torch's, relative.
@@ -129,14 +129,13 @@ def _trained(plan: Plan, processes: World, device: Any) -> tuple[onnx.ModelProto
         *(module, plan.task, stream, plan.how, judge, checkpoint),
         *(plan.log, processes, plan.progress),
     )
-    before = judge(module.eval()) if judge is not None and processes.leads else None
     start = time.perf_counter()
     state = loop.run()
     seconds = time.perf_counter() - start
     module.eval()
     written = module.written()
     error = _proved(module, written, plan, device)
-    evaluation = _evaluation(plan, before, state)
+    evaluation = _evaluation(plan, state)
     found = Trained(
         name=plan.model.name,
         settings=dict(plan.settings),
@@ -180,12 +179,12 @@ def _metric(plan: Plan) -> Judge:
     return judge
 
 
-def _evaluation(plan: Plan, before: float | None, state: State) -> Evaluation | None:
-    if plan.labelled is None or before is None or state.score is None:
+def _evaluation(plan: Plan, state: State) -> Evaluation | None:
+    if plan.labelled is None or state.before is None or state.score is None:
         return None
     sign = -1.0 if plan.metric == MSE else 1.0
     count = sum(len(part) for part in getattr(plan.labelled, "parts", ()))
-    return Evaluation(check_metric(plan.metric), sign * before, sign * state.score, count)
+    return Evaluation(check_metric(plan.metric), sign * state.before, sign * state.score, count)
 
 
 def _proved(module: Any, written: onnx.ModelProto, plan: Plan, device: Any) -> float:

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune import runtime
+from onnxprune import bodies, runtime
 from onnxprune.data import random_inputs
 from onnxprune.errors import OnnxPruneError, RuleError
 from onnxprune.files import load, read_proto, save
@@ -121,7 +121,7 @@ def test_an_untrained_module_writes_the_file_back_byte_for_byte() -> None:
     for name in ZOO:
         proto = fill.load(name)
         model = load(proto)
-        assert bridge(model).written().SerializeToString() == model.proto.SerializeToString()
+        assert bridge(model).written().SerializeToString() == as_read(model).SerializeToString()
 
 
 @pytest.mark.parametrize("name", ["keras_torch/cnn", "others/bert.dynamo", "keras_jax/lstm"])
@@ -133,12 +133,20 @@ def test_trained_weights_go_into_the_same_graph(name: str) -> None:
     assert apart(module, written) < SAME
     assert apart(module, model.proto) > 10 * SAME
     old, new = onnx.ModelProto(), onnx.ModelProto()
-    for proto, source in ((old, model.proto), (new, written)):
+    for proto, source in ((old, as_read(model)), (new, written)):
         proto.CopyFrom(source)
         for _, tensor in _every_tensor(proto):
             tensor.ClearField("raw_data")
             tensor.ClearField("float_data")
     assert old == new
+
+
+def as_read(model: Any) -> onnx.ModelProto:
+    """The file of a model, with its own names in bodies."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    bodies.restore(proto, model.renamed)
+    return proto
 
 
 def _every_tensor(proto: onnx.ModelProto) -> Any:
@@ -198,6 +206,12 @@ def test_statistics_that_two_norms_share_stay() -> None:
     assert not module.is_trained("bn.mean")
 
 
+def _bodies(proto: onnx.ModelProto) -> list[Any]:
+    """The names in the bodies of the last node."""
+    found = [a.g for a in proto.graph.node[-1].attribute]
+    return [[(list(n.input), list(n.output)) for n in g.node] for g in found]
+
+
 def test_weights_in_constant_nodes_and_bodies() -> None:
     then, other = (
         helper.make_graph(
@@ -222,7 +236,7 @@ def test_weights_in_constant_nodes_and_bodies() -> None:
     sizes: dict[str, Any] = {"x": [2, 4], "c": []}
     proto = graphs.model(nodes, sizes, {"y": [2, 4]}, {}, 17, c=TensorProto.BOOL)
     module = bridge(load(proto))
-    assert {n for n, _ in module.named_parameters()} == {"first", "w", "w@1"}
+    assert {n for n, _ in module.named_parameters()} == {"first", "w", "w'"}
     for own in (True, False):
         x, c = np.ones((2, 4), np.float32), np.array(own)
         module.zero_grad()
@@ -230,9 +244,13 @@ def test_weights_in_constant_nodes_and_bodies() -> None:
         expected = runtime.run(runtime.session(proto, None), {"x": x, "c": c}, ["y"])[0]
         np.testing.assert_allclose(y.detach().numpy(), expected, rtol=SAME)
         y.sum().backward()
-        assert (module.get_parameter("w@1").grad is not None) == own  # branches go by name
+        assert (module.get_parameter("w'").grad is not None) == own  # branches go by name
     with torch.no_grad():
         module.get_parameter("w").mul_(2)
+    names = [[t.name for _, t in _every_tensor(m)] for m in (module.written(), proto)]
+    assert [n.output for n in module.written().graph.node] == [n.output for n in proto.graph.node]
+    assert names[0] == names[1]
+    assert _bodies(module.written()) == _bodies(proto), "names are the file's own again"
     written = runtime.session(module.written(), None)
     found = runtime.run(written, {"x": x, "c": np.array(False)}, ["y"])[0]
     np.testing.assert_allclose(found, 2 * expected, rtol=SAME)
