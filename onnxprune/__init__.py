@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         verify,
     )
     from onnxprune.cost import Cost
+    from onnxprune.extensions import ort_extensions
     from onnxprune.measuring import Bench
     from onnxprune.model import Model
     from onnxprune.pictures import Pictures
@@ -49,6 +50,7 @@ _HOMES = {
     "Plan": "onnxprune.plan",
     "Report": "onnxprune.results",
     "Verification": "onnxprune.verdict",
+    "ort_extensions": "onnxprune.extensions",
     **dict.fromkeys(
         (
             "apply",
@@ -91,6 +93,7 @@ __all__ = [
     "finetune",
     "inspect",
     "load",
+    "ort_extensions",
     "probe",
     "prune",
     "register_rule",

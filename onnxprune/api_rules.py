@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Final
 
 from onnxprune.errors import RuleError
 from onnxprune.rules import BUILT_IN, Row, stated_row
 from onnxprune.torch_bridge import carried, row_of_user
 
+GROUP: Final = "onnxprune.rules"  # the entry points of installed packages
 _user_rules: dict[str, Row] = {}
 _user_torch: dict[str, Callable[..., Any]] = {}
 
@@ -56,7 +59,49 @@ def every_rule(rules: Mapping[str, str] | None) -> dict[str, Row]:
     """The rules of this process, and some more."""
     for op in rules or {}:
         refuse_built_in(op)
-    return {**_user_rules, **{op: stated_row(line) for op, line in (rules or {}).items()}}
+    given = {op: stated_row(line) for op, line in (rules or {}).items()}
+    return {**installed_rules(), **_user_rules, **given}
+
+
+@cache
+def installed_rules() -> dict[str, Row]:
+    """The rules that installed packages bring along.
+
+    An entry point of the group ``onnxprune.rules`` names a mapping of rows by operator, or a
+    function without arguments that gives one.
+
+    Raises:
+        RuleError: one can't be read, breaks the notation, or is for an operator that has a
+            built-in rule; it says which package is to blame.
+    """
+    found: dict[str, Row] = {}
+    for point in sorted(entry_points(group=GROUP), key=lambda own: own.name):
+        for op, line in _brought(point).items():
+            owner = f"entry point '{point.name}' of {_package(point)}"
+            if op in BUILT_IN:
+                raise RuleError(f"{owner}: operator {op} has a built-in rule: leave it out")
+            try:
+                found[op] = stated_row(line)
+            except RuleError as error:
+                raise RuleError(f"{owner}: {error}") from error
+    return found
+
+
+def _brought(point: EntryPoint) -> Mapping[str, str]:
+    owner = f"entry point '{point.name}' of {_package(point)}"
+    try:
+        rules = point.load()
+        rules = rules() if callable(rules) else rules
+    except Exception as error:
+        raise RuleError(f"{owner} can't be loaded: {error!r}; mend or remove it") from error
+    rows = rules.items() if isinstance(rules, Mapping) else [("", None)]
+    if not all(isinstance(op, str) and isinstance(line, str) for op, line in rows):
+        raise RuleError(f"{owner} gives {rules!r}: it has to be lines by operator")
+    return dict(rows)
+
+
+def _package(point: EntryPoint) -> str:
+    return f"package '{point.dist.name}'" if point.dist is not None else "an installed package"
 
 
 def every_row() -> dict[str, Callable[..., Any]]:

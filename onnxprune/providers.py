@@ -20,6 +20,7 @@ from onnx import external_data_helper
 
 from onnxprune.catalogue import CPU_NAME, PROVIDERS, Provider, provider
 from onnxprune.errors import ProviderError, RunError
+from onnxprune.extensions import add_extensions
 from onnxprune.target import OPTIMIZATIONS, Target
 
 ort.set_default_logger_severity(4)
@@ -163,6 +164,7 @@ def session_options(model: onnx.ModelProto | Path, target: Target) -> ort.Sessio
     level = LEVELS[optimization_of(model, target)]
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{level}")
     options.add_session_config_entry(RECORD, "1")
+    add_extensions(options)
     return options
 
 

@@ -225,6 +225,17 @@ Rules = Annotated[
     ),
 ]
 
+OrtExtensions = Annotated[
+    list[Path],
+    option(
+        "--ort-extension",
+        PROOF,
+        "A library of custom operators (.so, .dll, .dylib), so that ONNX Runtime runs the model. "
+        "Repeatable.",
+        metavar="LIB",
+    ),
+]
+
 Ep = Annotated[
     str,
     option(

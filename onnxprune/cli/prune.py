@@ -10,7 +10,7 @@ from onnxprune.cli import fast, options
 from onnxprune.cli.judged import data_options, sources
 from onnxprune.cli.shared import sharing
 from onnxprune.cli.shell import app
-from onnxprune.cli.targets import JOB, Job
+from onnxprune.cli.targets import JOB, Job, extended
 from onnxprune.errors import VerificationError
 from onnxprune.report.console import progress, show
 
@@ -92,6 +92,7 @@ def verify(
     small: options.SmallFile,
     plan: options.GivenPlan,
     rule: options.Rules = [],  # noqa: B006
+    ort_extension: options.OrtExtensions = [],  # noqa: B006
     inputs: options.Inputs = None,
     seed: options.Seed = 0,
     json_: options.AsJson = False,
@@ -99,7 +100,7 @@ def verify(
 ) -> None:
     """Prove that a pruned model is the original without what its plan removes."""
     rules = options.rules_of(rule)
-    with progress(not (json_ or quiet)):
+    with progress(not (json_ or quiet)), extended(ort_extension):
         from onnxprune import api
         from onnxprune.report import tables
 

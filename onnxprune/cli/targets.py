@@ -77,6 +77,22 @@ def check(files: Files, inputs: Path | None, no_verify: bool) -> None:
         writing.check(files.report)
 
 
+@contextmanager
+def extended(libraries: Sequence[Path]) -> Iterator[None]:
+    """Sessions in the block know the operators of these libraries.
+
+    Raises:
+        OnnxPruneError: ONNX Runtime can't load one.
+    """
+    if not libraries:
+        yield
+        return
+    from onnxprune.extensions import ort_extensions
+
+    with ort_extensions(*libraries):
+        yield
+
+
 @dataclass(frozen=True)
 class Job:
     """What the commands that prune have in common: files, proof, and what is printed."""
@@ -87,6 +103,7 @@ class Job:
     inputs: Path | None
     no_verify: bool
     rule: list[str]
+    ort_extension: list[Path]
     json_: bool
     quiet: bool
     every: bool
@@ -126,7 +143,7 @@ class Job:
         """A bar; what was tried is printed where a proof or a gate fails, before the error."""
         bar = progress(not (self.json_ or self.quiet), passes)
         try:
-            with bar as tell:
+            with extended(self.ort_extension), bar as tell:
                 yield tell
         except GateError as error:
             if error.report is not None:
@@ -137,6 +154,7 @@ class Job:
 JOB: Final = Shared(
     {
         "rule": (options.Rules, []),
+        "ort_extension": (options.OrtExtensions, []),
         "inputs": (options.Inputs, None),
         "no_verify": (options.NoVerify, False),
         "output": (options.Output, None),
