@@ -26,6 +26,18 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
             yield from graphs(body)
 
 
+def inner_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """The tensors that stand in nodes and bodies: all but the graph's own initializers."""
+    for own in graphs(graph):
+        if own is not graph:
+            yield from own.initializer
+        for node in own.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+
+
 def distinct(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
     """The model with a name of its own for each value, and the old names by the new ones.
 

@@ -122,12 +122,18 @@ class Chooser:
             known = ", ".join(SCHEDULES)
             raise OnnxPruneError(f"there is no schedule '{choice.schedule}': choose {known}")
         self.coupling, self.choice, self.rules, self.feeds = coupling, choice, rules, feeds
-        self.step_of, self.latency, self.scores = step_of, latency, scores
-        self.costs = _costs(coupling, latency)
-        self.before, self.current = self.costs.cost({}), coupling
-        self.keep: dict[int, Mask] = {g.factor: np.ones(g.size, bool) for g in coupling.groups}
-        self.notes: dict[str, list[int]] = {}  # with the steps that they are of
+        self.step_of, self.latency = step_of, latency
+        self.first = scores
         self.begun = False
+        self._begin()
+
+    def _begin(self) -> None:
+        """Before the first step."""
+        self.current, self.scores = self.coupling, self.first
+        self.costs = _costs(self.coupling, self.latency)
+        self.before = self.costs.cost({})
+        self.keep: dict[int, Mask] = {g.factor: np.ones(g.size, bool) for g in self.coupling.groups}
+        self.notes: dict[str, list[int]] = {}  # with the steps that they are of
 
     def at(self, budget: Budget) -> tuple[dict[int, Mask], list[str]]:
         """The masks by factor of the groups that lose something under a budget, and notes.
@@ -136,6 +142,7 @@ class Chooser:
         """
         steps = self.choice.steps
         if not self.begun:
+            self._begin()  # an earlier budget may have failed on its way
             for step in range(1, steps):
                 self._select(step, budget, self.keep, self.notes)
                 self._go_on()
@@ -153,6 +160,8 @@ class Chooser:
         steps = self.choice.steps
         if self.scores is None:
             self.scores = scored_by(self.current, self.choice, self.feeds, self.step_of)
+        if self.current is self.coupling:
+            self.first = self.scores
         with self.step_of("select"):
             stage = Stage(step, steps, self.choice.schedule)
             options = self.choice.options.at_step(stage)
@@ -239,6 +248,8 @@ def choose_by_arena(chooser: Chooser, feeds: Feeds) -> tuple[dict[int, Mask], li
     try:
         full = arena(model.proto, model.folder, feeds).planned_bytes
     except RunError:  # it does not tell: what is counted has to do
+        full = 0
+    if not full:
         return chooser.at(budget)
     goal = budget.peak_bytes * full if budget.peak_bytes <= 1 else budget.peak_bytes
     whole = cost_model(chooser.coupling)
@@ -259,7 +270,10 @@ def choose_by_arena(chooser: Chooser, feeds: Feeds) -> tuple[dict[int, Mask], li
             best = kept, keep, notes
         if goal * ARENA_CLOSE <= planned <= goal or (planned <= goal and limit == 1):
             break
-        left, limit = limit, limit * goal / planned * (1 if planned <= goal else ARENA_SPARE)
+        left, limit = (
+            limit,
+            limit * goal / max(planned, 1) * (1 if planned <= goal else ARENA_SPARE),
+        )
         limit = min(limit if limit > refused else (refused + left) / 2, 1.0)
     if best is None:
         raise BudgetError(

@@ -7,7 +7,6 @@ import os
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,10 +15,10 @@ from google.protobuf.message import DecodeError
 from onnx import inliner
 
 from onnxprune import shapes, views
-from onnxprune.bodies import graphs
+from onnxprune.bodies import inner_tensors
 from onnxprune.errors import BadModelError, OnnxPruneError
 from onnxprune.model import Model
-from onnxprune.outside import Sink, blocks, location, outside_bytes, rename, stays_inside
+from onnxprune.outside import Sink, blocks, location, outside_bytes, read_in, rename, stays_inside
 from onnxprune.rules import Row
 
 PROTOBUF_LIMIT: Final = 2**31 - 2**20
@@ -63,7 +62,7 @@ def check_proto(proto: onnx.ModelProto, name: str, folder: Path | None) -> None:
                 f"'{name}' uses opset {opset.version}; this onnx {onnx.__version__} knows opsets "
                 f"up to {newest}: update the onnx package"
             )
-    for tensor in (tensor for graph in graphs(proto.graph) for tensor in graph.initializer):
+    for tensor in (*proto.graph.initializer, *inner_tensors(proto.graph)):
         if not shapes.is_external(tensor):
             continue
         place = location(tensor)
@@ -113,15 +112,13 @@ def load(
 
 
 def _gathered(proto: onnx.ModelProto, folder: Path | None) -> onnx.ModelProto:
-    """The model with what bodies of control flow keep in other files; that is never much."""
-    inner = [t for graph in islice(graphs(proto.graph), 1, None) for t in graph.initializer]
-    if not any(map(shapes.is_external, inner)):
+    """The model with what its nodes and bodies keep in other files; that is never much."""
+    if not any(map(shapes.is_external, inner_tensors(proto.graph))):
         return proto
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
-    for graph in islice(graphs(copy.graph), 1, None):
-        for tensor in graph.initializer:
-            _read_in(tensor, folder)
+    for tensor in inner_tensors(copy.graph):
+        read_in(tensor, folder)
     return copy
 
 
@@ -237,7 +234,7 @@ def save(
             return save(proto, path, folder, like, own, sink)
     if not path.parent.is_dir():
         raise OnnxPruneError(f"'{path}' can't be written: there is no folder '{path.parent}'")
-    places = _places(proto) | (_places(like) if like is not None else set())
+    places = places_of(proto) | (places_of(like) if like is not None else set())
     outside = bool(places) or proto.ByteSize() > PROTOBUF_LIMIT
     data = path.with_name(f"{path.name}.data")
     if folder is not None and data.resolve() in {(folder / place).resolve() for place in places}:
@@ -257,10 +254,10 @@ def save(
     return [path, data]
 
 
-def _places(proto: onnx.ModelProto) -> set[str]:
+def places_of(proto: onnx.ModelProto) -> set[str]:
     """The files that a model keeps tensors in, as it names them."""
-    outside = (t for t in proto.graph.initializer if shapes.is_external(t))
-    return {location(tensor) for tensor in outside}
+    every = (*proto.graph.initializer, *inner_tensors(proto.graph))
+    return {location(tensor) for tensor in filter(shapes.is_external, every)}
 
 
 def _write_data(
@@ -273,7 +270,7 @@ def _write_data(
         for tensor in proto.graph.initializer:
             if stays_inside(tensor):
                 light.graph.initializer.append(tensor)
-                _read_in(light.graph.initializer[-1], folder)
+                read_in(light.graph.initializer[-1], folder)
             else:
                 light.graph.initializer.append(own.put(tensor, blocks(tensor, folder)))
 
@@ -311,13 +308,5 @@ def with_data(proto: onnx.ModelProto, folder: Path | None) -> onnx.ModelProto:
     outside = [t for t in proto.graph.initializer if shapes.is_external(t)]
     size = sum(map(outside_bytes, outside))
     for tensor in outside if outside and size + proto.ByteSize() < PROTOBUF_LIMIT else ():
-        _read_in(tensor, folder)
+        read_in(tensor, folder)
     return proto
-
-
-def _read_in(tensor: onnx.TensorProto, folder: Path | None) -> None:
-    """Put a tensor's data into its protobuf, if it lies outside."""
-    if shapes.is_external(tensor):
-        tensor.raw_data = b"".join(blocks(tensor, folder))
-        tensor.ClearField("external_data")
-        tensor.ClearField("data_location")

@@ -12,6 +12,7 @@ import onnx
 from onnx import external_data_helper, numpy_helper
 
 from onnxprune import views
+from onnxprune.bodies import inner_tensors
 from onnxprune.errors import BadModelError
 from onnxprune.model import Array, itemsize
 from onnxprune.shapes import is_external
@@ -24,6 +25,14 @@ BLOCK_BYTES: Final = 2**24
 def location(tensor: onnx.TensorProto) -> str:
     """The file of an external tensor, as the model names it."""
     return str(external_data_helper.ExternalDataInfo(tensor).location)
+
+
+def read_in(tensor: onnx.TensorProto, folder: Path | None) -> None:
+    """Put a tensor's data into its protobuf, if it lies outside."""
+    if is_external(tensor):
+        tensor.raw_data = b"".join(blocks(tensor, folder))
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
 
 
 def rename(tensor: onnx.TensorProto, name: str) -> None:
@@ -107,11 +116,17 @@ class Sink:
         return tensor
 
     def take_in(self, proto: onnx.ModelProto, folder: Path | None) -> None:
-        """Copy here what a model keeps in other files, a block at a time."""
+        """Copy here what a model keeps in other files, a block at a time.
+
+        What nodes and bodies hold is small, and goes back into the protobuf: ONNX Runtime looks
+        for no files there.
+        """
         for tensor in proto.graph.initializer:
             if is_external(tensor) and location(tensor) != self.path.name:
                 tensor.CopyFrom(self.put(tensor, blocks(tensor, folder)))
         self._file.flush()
+        for tensor in inner_tensors(proto.graph):
+            read_in(tensor, self.path.parent)
 
     def close(self) -> None:
         """Close the file."""

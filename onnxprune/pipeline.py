@@ -61,7 +61,7 @@ def prune(run: Run, choice: Choice) -> tuple[Any, Report]:
     check_known(choice.criterion)
     with run.step("load"):
         loaded = files.load(run.source, rules=run.rules)
-    run.must_fit(loaded)
+    run.check(loaded)
     with run.step("couple"):
         coupling = run.once("coupling", lambda: analyse(loaded, run.rules))
     if not coupling.groups:
@@ -134,7 +134,7 @@ def replay(run: Run, plan: Plan, fit: Recover = True) -> tuple[Any, Report]:
     run.data.check()
     with run.step("couple"):
         coupling = analyse(run.source, run.rules)
-    run.must_fit(coupling.model)
+    run.check(coupling.model)
     keep = keep_of(plan, coupling)
     notes = []
     digest = run.digest()

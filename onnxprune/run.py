@@ -98,14 +98,15 @@ class Run:
             )
         return target
 
-    def must_fit(self, model: Model) -> None:
-        """Refuse a proof that memory does not suffice for, before any work is done.
+    def check(self, model: Model) -> None:
+        """Refuse, before any work is done, to write over the model's data, and what does not fit.
 
         ONNX Runtime holds the original, and later what is left of it, as a whole.
 
         Raises:
-            OnnxPruneError: how much is wanted, and what else can be done.
+            OnnxPruneError: which file would be lost; or how much memory the proof wants.
         """
+        self._spare(model)
         wanted, free = files.data_bytes(model.proto), free_bytes()
         if self.verify and free is not None and wanted > free:
             raise OnnxPruneError(
@@ -113,6 +114,32 @@ class Run:
                 "free: run it where there is more, or without the proof (--no-verify, "
                 "verify=False), which the report then says"
             )
+
+    def _spare(self, model: Model) -> None:
+        """Nothing is written over the original's data, nor the data of the result over its plan."""
+        kept = (
+            {}
+            if model.folder is None
+            else {
+                (model.folder / place).resolve(): "which holds data of the original"
+                for place in files.places_of(model.proto)
+            }
+        )
+        if self.output is not None:
+            data = Path(f"{self.output}.data").resolve()
+            if data in kept:
+                raise OnnxPruneError(
+                    f"'{data}' holds the data of the original: give another output path"
+                )
+            if kept:
+                kept[data] = "which is to hold the data of the result"
+        targets = {"model": self.output, "plan": self.plan_output, "report": self.report_output}
+        for what, path in targets.items():
+            if path is not None and Path(path).resolve() in kept:
+                why = kept[Path(path).resolve()]
+                raise OnnxPruneError(
+                    f"the {what} can't be written to '{path}', {why}: give another path"
+                )
 
     def digest(self) -> str | None:
         """The digest of the model's file."""

@@ -107,7 +107,8 @@ def matched(model: Model, seed: int = 0) -> Kind:
         losses = [unlike(run(_drawn(model, seed, kind)), norms) for kind in KINDS]
     except RunError:
         return PLAIN
-    return KINDS[int(np.argmin(losses))]
+    finite = np.where(np.isfinite(losses), losses, np.inf)
+    return KINDS[int(np.argmin(finite))] if np.isfinite(finite).any() else PLAIN
 
 
 Norm = tuple[str, Values, Values]  # what it reads, and the means and variances that it remembers

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+import onnxruntime as ort
 import pytest
 from onnx import external_data_helper, helper, numpy_helper
 
@@ -432,6 +433,45 @@ def test_a_large_model_that_fails_leaves_nothing(
     with pytest.raises(VerificationError):
         api.prune(path, ratio=0.5, output=tmp_path / "out" / "small.onnx")
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("given", [{"output": "w.bin"}, {"plan_output": "w.bin"}])
+def test_nothing_is_written_over_the_data_of_the_original(
+    tmp_path: Path, given: dict[str, str]
+) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(tiny.net(), path, save_as_external_data=True, size_threshold=0, location="w.bin")
+    before = (tmp_path / "w.bin").read_bytes()
+    wanted = {"output": tmp_path / "s.onnx"} | {key: tmp_path / x for key, x in given.items()}
+    with pytest.raises(OnnxPruneError, match="which holds data of the original: give another"):
+        api.prune(path, ratio=0.5, **wanted)  # type: ignore[arg-type]
+    assert (tmp_path / "w.bin").read_bytes() == before
+    with pytest.raises(OnnxPruneError, match="which is to hold the data of the result"):
+        api.prune(path, ratio=0.5, output=tmp_path / "s.onnx", plan_output=tmp_path / "s.onnx.data")
+    assert {file.name for file in tmp_path.iterdir()} == {"m.onnx", "w.bin"}
+
+
+@pytest.mark.parametrize("limit", [0, 2**29])
+@pytest.mark.parametrize("exclude", [[], ["w1*"]])
+def test_constants_may_lie_in_other_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, exclude: list[str]
+) -> None:
+    """A Constant node with external data, pruned or not, comes out as one that has it inside."""
+    proto, again = tiny.net(), tiny.net()
+    (stored,) = (t for t in proto.graph.initializer if t.name == "w2")
+    node = helper.make_node("Constant", [], ["w2"], value=stored)
+    proto.graph.node.insert(0, node)
+    proto.graph.initializer.remove(stored)
+    (tmp_path / "in").mkdir()
+    path, target = tmp_path / "in" / "m.onnx", tmp_path / "s.onnx"
+    onnx.save(proto, path, save_as_external_data=True, size_threshold=0, convert_attribute=True)
+    monkeypatch.setattr(files, "LARGE", limit)
+    api.prune(path, ratio=0.5, output=target, exclude=exclude)
+    expected, _ = api.prune(again, ratio=0.5, exclude=exclude)
+    x = {"x": np.ones((1, 3, 8, 8), np.float32)}
+    found = ort.InferenceSession(target, providers=["CPUExecutionProvider"]).run(None, x)
+    plain = ort.InferenceSession(expected.SerializeToString()).run(None, x)
+    np.testing.assert_array_equal(found[0], plain[0])
 
 
 def test_a_proof_that_does_not_fit_into_memory_is_refused_at_once(

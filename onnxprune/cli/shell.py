@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 from typing import Annotated, Any, Final
@@ -78,8 +79,14 @@ app = typer.Typer(
 )
 
 
+def _end(number: int, _: object) -> None:
+    """Leave as after Ctrl-C where a system asks for it, so that no temporary file stays."""
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """Run the command line and exit."""
+    signal.signal(signal.SIGTERM, _end)
     try:
         app(prog_name="onnxprune")
     except KeyboardInterrupt:  # before a command began
