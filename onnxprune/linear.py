@@ -23,7 +23,7 @@ from onnxprune.coupling import Bound, Coupling
 from onnxprune.model import Array, Node
 from onnxprune.notation import Axis
 from onnxprune.oracle import FLOATS
-from onnxprune.rules.tables import LINEAR, NEUTRAL, UNFOLDED
+from onnxprune.rules.tables import LINEAR, NEUTRAL, TURNS, UNFOLDED
 from onnxprune.windows import sizes_of, sizes_of_transposed, unfolded, unfolded_transposed
 
 BIAS: Final = 2  # the operand that is added
@@ -35,6 +35,49 @@ Form = tuple[Letters, ...]  # the letters of each axis, a product row-major
 
 
 @dataclass(frozen=True)
+class Root:
+    """The stored parameter behind an operand.
+
+    Attributes:
+        name: of the parameter.
+        order: the parameter's axes in the order of the operand's; None where it is the same.
+        through: the values between them, the operand first and the parameter last.
+    """
+
+    name: str
+    order: tuple[int, ...] | None
+    through: tuple[str, ...]
+
+    def turned(self, value: Array) -> Array:
+        """The parameter's values as the operand has them."""
+        return value if self.order is None else value.transpose(self.order)
+
+    def sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The operand's shape, of the parameter's."""
+        return tuple(shape) if self.order is None else tuple(shape[k] for k in self.order)
+
+    def stored(self, value: Array) -> Array:
+        """The operand's values as the parameter has them: what undoes ``turned``."""
+        return value if self.order is None else value.transpose(np.argsort(self.order))
+
+
+def root_of(coupling: Coupling, name: str) -> Root | None:
+    """The parameter that a value is, perhaps with its axes in another order; None if it is none."""
+    model, order = coupling.model, None
+    through = [name]
+    while name not in model.params:
+        node = model.producers.get(name)
+        shape = model.shape(name)
+        if node is None or node.op not in TURNS or shape is None:
+            return None
+        own = tuple(node.attributes.get("perm", range(len(shape))[::-1]))
+        order = own if order is None else tuple(own[k] for k in order)
+        name = node.inputs[0]
+        through.append(name)
+    return Root(name, order, tuple(through))
+
+
+@dataclass(frozen=True)
 class Linear:
     """A node that is linear in a stored weight.
 
@@ -43,6 +86,7 @@ class Linear:
         data, weight, bias: positions of its operands; no bias is None.
         x, w, y: the letters of the axes of the unfolded operand, the weight, and the result.
         batch, rows, inner, outer: the letters by what they do.
+        root: the parameter that the weight is.
         adds: whether it adds something that is no stored vector of outer indices.
         bound: the node with its rule's letters.
     """
@@ -59,6 +103,7 @@ class Linear:
     inner: Letters
     outer: Letters
     bound: Bound = field(repr=False)
+    root: Root
     adds: bool = False
 
     @property
@@ -138,13 +183,18 @@ def linear_of(coupling: Coupling, bound: Bound) -> Linear | None:
         return None
     if len(fit.operands) < 2 or None in fit.operands[:2] or fit.results[0] is None:
         return None
-    stored = [k for k in range(2) if node.inputs[k] in params]
-    if len(stored) != 1 or params[node.inputs[stored[0]]].dtype not in FLOATS:
+    roots = [root_of(coupling, node.inputs[k]) for k in range(2)]
+    stored = [k for k, root in enumerate(roots) if root is not None]
+    if len(stored) != 1:
         return None
-    return _formed(coupling, bound, 1 - stored[0], stored[0])
+    root = roots[stored[0]]
+    if root is None or params[root.name].dtype not in FLOATS:
+        return None
+    return _formed(coupling, bound, 1 - stored[0], root)
 
 
-def _formed(coupling: Coupling, bound: Bound, data: int, weight: int) -> Linear | None:
+def _formed(coupling: Coupling, bound: Bound, data: int, root: Root) -> Linear | None:
+    weight = 1 - data
     fit = bound.fit
     x, w, y = (_form(axes) for axes in (fit.operands[data], fit.operands[weight], fit.results[0]))
     if x is None or w is None or y is None:
@@ -166,7 +216,8 @@ def _formed(coupling: Coupling, bound: Bound, data: int, weight: int) -> Linear 
     bias = BIAS if _has_bias(coupling, bound, (*batch, *outer)) else None
     given = len(bound.node.inputs) > BIAS and bool(bound.node.inputs[BIAS])
     letters = (batch, rows, inner, outer)
-    return Linear(bound.node, data, weight, bias, x, w, y, *letters, bound, given and bias is None)
+    adds = given and bias is None
+    return Linear(bound.node, data, weight, bias, x, w, y, *letters, bound, root, adds)
 
 
 def _form(axes: tuple[Axis, ...] | None) -> Form | None:

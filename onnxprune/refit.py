@@ -14,7 +14,7 @@ from onnxprune.axes import Factors, Values
 from onnxprune.coupling import Coupling
 from onnxprune.full import full_size, kept_part
 from onnxprune.gathering import SAME, Gathered, is_held
-from onnxprune.linear import Linear, letter_sizes, linear_of, picked
+from onnxprune.linear import Linear, letter_sizes, linear_of, picked, root_of
 from onnxprune.model import Array, Node
 from onnxprune.moments import TINY, WIDE
 from onnxprune.pair import behind, operators
@@ -187,7 +187,7 @@ class Refit:
             return COMPUTED
         if node.outputs[0] in self.picked:
             return "its rows are picked at run time"
-        return SHARED if self.uses[node.inputs[linear.weight]] > 1 else ""
+        return SHARED if any(self.uses[name] > 1 for name in linear.root.through) else ""
 
     def reach(self, name: str) -> None:
         """Run the original until a value is there."""
@@ -323,8 +323,9 @@ class Refit:
         assert old is not None, "only what is stored changes"
         small = small.astype(old.dtype)
         self.pruned.replace(self.pruned.index[node.key], position, small)
-        name = node.inputs[position]
-        base = self.values.get(name)
-        base = self.coupling.model.params[name].read() if base is None else base
-        full = full_size(self.coupling, self.keep, name, small, base)
-        self.values[name] = self.changed[name] = full
+        root = root_of(self.coupling, node.inputs[position])
+        assert root is not None, "only what is stored changes"
+        base = self.values.get(root.name)
+        base = self.coupling.model.params[root.name].read() if base is None else base
+        full = full_size(self.coupling, self.keep, root.name, root.stored(small), base)
+        self.values[root.name] = self.changed[root.name] = full

@@ -27,7 +27,9 @@ def shared_weights(work: Refit) -> dict[str, list[Linear]]:
     return {
         name: own
         for name, own in found.items()
-        if len(own) == work.uses[name] and len({_form(linear) for linear in own}) == 1
+        if len(own) == work.uses[name]
+        and len({_form(linear) for linear in own}) == 1
+        and all(work.uses[x] == 1 for x in own[0].root.through[1:])
     }
 
 

@@ -19,6 +19,7 @@ from onnxprune import runtime
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import Array, captures, first_name, operator
 from onnxprune.rules import RENAMES
+from onnxprune.rules.tables import TURNS
 from onnxprune.shapes import stored
 from onnxprune.store import LIMIT_BYTES, Kept, Store
 from onnxprune.target import Target
@@ -91,12 +92,20 @@ class Stepper:
         self.values[name] = new
 
     def constant(self, place: int, position: int) -> Array | None:
-        """A stored operand of a node, also behind nodes that only rename; None where it is none."""
-        name = self.nodes[place].input[position]
-        while name in self.constants and operator(self.constants[name]) in RENAMES:
-            name = self.constants[name].input[0]
+        """A stored operand of a node, also behind nodes that only rename or turn it, or None."""
+        name, turns = self.nodes[place].input[position], []
+        while name in self.constants and operator(self.constants[name]) in RENAMES | TURNS:
+            node = self.constants[name]
+            if operator(node) in TURNS:
+                turns.append([list(a.ints) for a in node.attribute if a.name == "perm"])
+            name = node.input[0]
         tensor = self.tensors.get(name)
-        return None if tensor is None else np.asarray(read_tensor(tensor, self.folder))
+        if tensor is None:
+            return None
+        found = np.asarray(read_tensor(tensor, self.folder))
+        for turn in reversed(turns):
+            found = found.transpose(turn[0] if turn else None)
+        return found
 
     def replace(self, place: int, position: int, value: Array) -> None:
         """Let one operand of a node, and no other, read another constant."""

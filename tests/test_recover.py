@@ -19,6 +19,7 @@ from onnxprune.full import fitted_values
 from onnxprune.gathering import Gathered
 from onnxprune.linear import Linear
 from onnxprune.passes.recover import Recovery, recover
+from onnxprune.passes.score import score
 from onnxprune.passes.shrink import shrink
 from onnxprune.passes.verify import verify
 from onnxprune.refit import SHARED, Refit
@@ -285,6 +286,45 @@ def test_a_shared_fit_that_makes_the_outputs_worse_is_dropped(
     assert not found.values
     assert "2 weights that several layers share stay as they are" in found.notes[0]
     assert {layer.reason for layer in found.layers} == {SHARED}
+
+
+@pytest.mark.parametrize("uses", [1, 2])
+@pytest.mark.parametrize("perms", [[[1, 0]], [None], [[1, 2, 0], [2, 1, 0]]])
+def test_a_weight_behind_a_transpose_is_fitted_where_it_is_stored(
+    perms: list[list[int] | None], uses: int
+) -> None:
+    first, last = weight(1, 6, 8), weight(3, 8, 5)
+    first[:, 4:] = first[:, :4] @ weight(2, 4, 4)
+    stored, batched = last, len(perms) > 1
+    if batched:
+        stored = np.stack([last] * 2)
+    for perm in reversed(perms):  # what undoes the turns
+        order = perm or list(range(stored.ndim))[::-1]
+        stored = np.ascontiguousarray(stored.transpose(np.argsort(order)))
+    names = ["w2", *(f"t{k}" for k in range(len(perms)))]
+    turns = [
+        node("Transpose", a, b, **({"perm": perm} if perm else {}))
+        for a, b, perm in zip(names, names[1:], perms, strict=False)
+    ]
+    products = [node("MatMul", f"{x} {names[-1]}", y) for x, y in (("a", "p"), ("c", "q"))[:uses]]
+    nodes = [node("MatMul", "x w1", "a"), node("Neg", "a", "c"), *turns, *products]
+    shape: list[int | str] = ["n", 4, 6] if not batched else [2, "n", 6]
+    outputs_of: dict[str, Any] = {own.output[0]: [*shape[:2], 5] for own in products}
+    proto = model(nodes, {"x": shape}, outputs_of, {"w1": first, "w2": stored})
+    coupling = coupled(proto)
+    (group,) = coupling.groups
+    keep = {group.factor: np.arange(8) < 4}
+    feeds = batches(8, 2, 40, 6) if batched else batches(8, 40, 4, 6)
+    found, small, fitted = recovered(coupling, keep, feeds)
+    assert set(found.values) == {"w2"}
+    assert found.values["w2"].shape == stored.shape
+    assert missed(small, proto, feeds[:2]) > 0.1
+    assert missed(fitted, proto, feeds[:2]) < EXACT
+    assert verify(coupling, keep, fitted, values=found.values).ok
+    again = fitted_values(coupling, keep, fitted, ["w2"])["w2"]
+    assert np.array_equal(again, found.values["w2"])
+    scores = score(coupling, "obs", feeds=feeds)[group.factor]
+    assert np.sort(scores)[:4].max() < 0.5 * np.sort(scores)[4:].min(), "four are mixtures"
 
 
 def test_what_can_not_be_fitted_is_told() -> None:

@@ -192,6 +192,8 @@ ROUNDS_BY_DATA: Final = frozenset({"DynamicQuantizeLinear"})
 REARRANGES: Final = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 # Operators that give a value another name.
 RENAMES: Final = frozenset({"Identity"})
+# Operators that only put the axes of a constant into another order (attribute perm).
+TURNS: Final = frozenset({"Transpose"})
 # Operators that move elements, and compute none.
 MOVES: Final = REARRANGES | RENAMES | JOINS | {"Expand", "Gather", "Slice", "Split", "Tile"}
 # Operators whose kernels round results as if these were at least so large: ONNX Runtime computes

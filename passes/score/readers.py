@@ -164,7 +164,7 @@ class _Pass:
     def linear(self, linear: Linear, data: Kept) -> Reader | None:
         """The reader of a node that is linear in a stored weight."""
         own = letter_sizes(linear, self.coupling.factors, {})
-        values = self.coupling.model.params[linear.node.inputs[linear.weight]].read()
+        values = linear.root.turned(self.coupling.model.params[linear.root.name].read())
         weight = linear.matrix(np.asarray(values, np.float32), own)
         joined = linear.taps if weight.shape[1] > JOINED else ()
         letters = tuple(x for x in linear.inner if x not in joined)
@@ -196,7 +196,7 @@ class _Pass:
         batch, wide, taps = shape
         full = self.moments and wide <= WIDE
         limit = -(-max(int(ROWS * wide / taps**0.5), LEAST_ROWS) // len(data))
-        kernel = self.coupling.model.params[linear.node.inputs[linear.weight]].shape
+        kernel = linear.root.sizes(self.coupling.model.params[linear.root.name].shape)
         squares = Squares(full)
         along, sums, count = np.zeros((taps, taps)), np.zeros((batch, wide, taps)), 0
         first = np.zeros((0, batch, wide, taps), np.float32)
