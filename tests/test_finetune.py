@@ -292,7 +292,7 @@ def test_sparse_learning_makes_weak_channels_weaker() -> None:
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in classifier(32).graph.initializer}
     plain = np.square(stored["fc1.weight"]).sum(0) + np.square(stored["fc1.bias"])
     np.testing.assert_allclose(each, plain + np.square(stored["fc2.weight"]).sum(1), rtol=1e-5)
-    assert float(penalty(module, parts, {group.factor: 32})) >= each.sum()
+    assert penalty(module, parts, {group.factor: 32}).item() >= each.sum()
 
 
 def test_what_sparse_learning_refuses() -> None:
