@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := check
-.PHONY: demo test test-clusters test-ep check static bench bench-web clean
+.PHONY: demo examples test test-clusters test-ep check static bench bench-web clean
 
 check: static
 	$(BIN)/pytest -q -m "not slow"
@@ -30,6 +30,10 @@ static: $(VENV)/stamp-dev
 demo: $(VENV)/stamp-demo
 	PYTHONPATH=. $(BIN)/python benchmarks/demo.py
 
+examples: $(VENV)/stamp-demo
+	PYTHONPATH=. $(BIN)/python -m examples.simple_cnn.run
+	PYTHONPATH=. $(BIN)/python -m examples.threshold_mlp.run
+
 bench: $(VENV)/stamp-bench
 	PYTHONPATH=. $(BIN)/python benchmarks/coverage.py
 	PYTHONPATH=. $(BIN)/python benchmarks/speed.py
@@ -46,9 +50,9 @@ $(VENV)/stamp-dev: pyproject.toml constraints.txt
 	$(PIP) -e '.[dev]'
 	touch $@
 
-# The package is wanted for its model files alone: without its dependencies (OpenCV and others).
+# The packages are wanted for their files alone: without their dependencies (OpenCV and others).
 $(VENV)/stamp-demo: $(VENV)/stamp-dev
-	$(PIP) --no-deps rapidocr-onnxruntime
+	$(PIP) --no-deps rapidocr-onnxruntime mlxtend
 	touch $@
 
 $(VENV)/stamp-bench: $(VENV)/stamp-dev

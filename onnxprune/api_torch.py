@@ -25,6 +25,7 @@ from onnxprune.training.finetuning import supervised
 from onnxprune.training.losses import DEFAULT as LOSS
 from onnxprune.training.losses import Loss
 from onnxprune.training.settings import TrainingOptions, training
+from onnxprune.training.sparsity import sparse as made_sparse
 from onnxprune.training.stream import held_out
 from onnxprune.training.tuning import Trained
 
@@ -52,6 +53,7 @@ def finetune(
     evaluate: Source = None,
     metric: Metric = METRIC,
     loss: Loss = LOSS,
+    sparse: float | None = None,
     pictures: Pictures | None = None,
     seed: int = 0,
     rules: Mapping[str, str] | None = None,
@@ -70,6 +72,8 @@ def finetune(
         metric: by what, as of ``prune``.
         loss: ``cross-entropy``, ``mse``, ``ctc``, ``module:function``, or a function of outputs by
             name and labels (tensors). What stands before a final Softmax is what a loss reads.
+        sparse: the strength of a penalty that makes weak channels weaker, to prune them
+            afterwards (see ``onnxprune.training.sparsity``): 1e-4, say.
         pictures: how pictures become inputs.
         seed: of the order of samples.
         rules: rows for custom operators.
@@ -92,7 +96,10 @@ def finetune(
     torch_bridge.need_torch()
     source = batches(train, loaded, pictures, samples=None, labels=True, batch=how.batch_size)
     told = loss if isinstance(loss, str) else getattr(loss, "__name__", "function")
-    settings = {"train": _named(train), "loss": told, **how.to_dict()}
+    settings = {"train": _named(train), "loss": told, "sparse": sparse, **how.to_dict()}
+    if sparse is not None:
+        coupling = analyse(loaded, every_rule(rules))
+        task = made_sparse(task, coupling, torch_bridge.bridge(loaded, every_row()), sparse)
     plan = tuning.Plan(loaded, task, source, how, settings)
     return _made(plan, output, (evaluate, metric, pictures), checkpoint, log, progress)
 

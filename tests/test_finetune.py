@@ -267,6 +267,44 @@ def test_an_output_without_a_folder_is_refused(tmp_path: Path) -> None:
         onnxprune.finetune(classifier(), out, train=data(), **QUICK)
 
 
+def test_sparse_learning_makes_weak_channels_weaker() -> None:
+    """Pruned without recovery, a net that learnt to be sparse keeps more of what it says."""
+    from onnxprune.choosing import analyse
+    from onnxprune.training.sparsity import parts_of, penalty
+
+    own = {**QUICK, "epochs": 20, "lr": 2e-2, "weight_decay": 0.0}
+    apart_, spread = [], []
+    for strength in (None, 3e-3):
+        net, _ = onnxprune.finetune(classifier(32), train=data(256), sparse=strength, **own)
+        small, _ = onnxprune.prune(net, ratio=0.5, align=1)
+        apart_.append(apart(small, net, data(256, 5)["x"]))
+        stored = {t.name: onnx.numpy_helper.to_array(t) for t in net.graph.initializer}
+        norms = np.sort(np.square(stored["fc2.weight"]).sum(1))
+        spread.append(norms[:16].sum() / norms[16:].sum())
+        assert accuracy(net, data(64, 1)) > 0.9
+    assert apart_[1] < 0.3 * apart_[0]
+    assert spread[1] < 0.3 * spread[0]
+    coupling = analyse(classifier(32), {})
+    module = onnxprune.bridge(classifier(32))
+    parts = parts_of(coupling, module)
+    (group,) = coupling.groups
+    each = sum(p.squares(module, 32) for p in parts[group.factor]).detach().numpy()
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in classifier(32).graph.initializer}
+    plain = np.square(stored["fc1.weight"]).sum(0) + np.square(stored["fc1.bias"])
+    np.testing.assert_allclose(each, plain + np.square(stored["fc2.weight"]).sum(1), rtol=1e-5)
+    assert penalty(module, parts, {group.factor: 32}).item() >= each.sum()
+
+
+def test_what_sparse_learning_refuses() -> None:
+    with pytest.raises(OnnxPruneError, match="sparse is 0: it must be above 0"):
+        onnxprune.finetune(classifier(), train=data(), sparse=0.0, **QUICK)
+    proto = model(
+        [node("MatMul", "x w", "y")], {"x": ["N", 6]}, {"y": ["N", 3]}, {"w": weight(0, 6, 3)}
+    )
+    with pytest.raises(OnnxPruneError, match="no group with trained weights to make sparse"):
+        onnxprune.finetune(proto, train=data(), sparse=1e-3, **QUICK)
+
+
 # Distillation
 
 

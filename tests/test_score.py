@@ -291,8 +291,8 @@ def test_each_parameter_is_read_once() -> None:
     [
         (
             {"criterion": "l3"},
-            "criterion 'l3' is not known: choose one of activation, bn-scale, flap, fpgm, l1, "
-            "l2, lamp, linf, obs, random, redundancy, wanda",
+            "criterion 'l3' is not known: choose one of activation, bn-scale, fisher, flap, fpgm, "
+            "hessian, l1, l2, lamp, linf, obs, random, redundancy, taylor, wanda",
         ),
         (
             {"sides": "left"},

@@ -58,6 +58,16 @@ Augment = Annotated[
 ]
 
 
+Sparse = Annotated[
+    float | None,
+    option(
+        "--sparse",
+        TRAINING,
+        "Strength of a penalty that makes weak channels weaker, to prune them afterwards: 1e-4.",
+    ),
+]
+
+
 def _one(kind: Any, name: str, what: str) -> Any:
     return Annotated[kind, option(name, TRAINING, what, show_default=False)]
 
@@ -136,11 +146,12 @@ def finetune(
     model: options.ModelFile,
     train: Train,
     loss: Loss = "cross-entropy",
+    sparse: Sparse = None,
     *,
     given: dict[str, Any],
 ) -> None:
     """Train a model's weights on data with labels; the graph stays as it is."""
-    _run("finetune", model, {"train": train, "loss": loss}, given, (train,))
+    _run("finetune", model, {"train": train, "loss": loss, "sparse": sparse}, given, (train,))
 
 
 @app.command()

@@ -22,7 +22,7 @@ import numpy as np
 from onnxprune.axes import Layout, Opaque, Values
 from onnxprune.coupling import Bound, Coupling
 from onnxprune.passes.score.criteria import Scores, Settings, l2
-from onnxprune.passes.score.slices import rows
+from onnxprune.passes.score.slices import index_of
 from onnxprune.torch_bridge import bridge
 from onnxprune.torch_bridge.at import Tensor, tensor
 from onnxprune.torch_bridge.lazy import torch
@@ -170,10 +170,7 @@ class _Spread:
                 continue
             if factor not in self.masks:
                 self.masks[factor] = torch.ones(each, groups[factor], requires_grad=True)
-            places = rows(factors, layout, 0, np.arange(size), factor)
-            index = np.full(size, -1)
-            for i, row in enumerate(places.reshape(len(places), -1)):
-                index[row] = i
+            index = index_of(factors, layout, size, factor)
             held = tensor(index >= 0)
             part = self.masks[factor][:, tensor(index.clip(0))]
             own = own * torch.where(held, part, torch.ones(()))

@@ -82,3 +82,12 @@ def rows(factors: Factors, layout: Layout, axis: int, array: Array, factor: int)
             cut = zip(part.parts, np.split(own, stops[:-1]), strict=True)
             todo.extend((p, piece) for p, piece in cut if factor in factors.leaves(p))
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces[::-1], axis=1)
+
+
+def index_of(factors: Factors, layout: Layout, size: int, factor: int) -> Array:
+    """For each index of an axis (size,) that of a factor which it vanishes with; -1 for none."""
+    places = rows(factors, layout, 0, np.arange(size), factor)
+    found = np.full(size, -1)
+    for index, own in enumerate(places.reshape(len(places), -1)):
+        found[own] = index
+    return found
