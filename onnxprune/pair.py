@@ -84,7 +84,16 @@ class Pair:
         if pins:
             _pin(proto.graph, pins)
         proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra)
-        return self._runner(proto, self.folder, self.fuses(extra), retry=bool(extra or pins))
+        run = self._runner(proto, self.folder, self.fuses(extra), retry=bool(extra or pins))
+        opened = self.coupling.model.open_io
+        if not opened:
+            return run
+
+        def narrowed(feeds: runtime.Feeds, asked: Sequence[str]) -> Results:
+            own = {x: self.kept(x, array) if x in opened else array for x, array in feeds.items()}
+            return run(own, asked)
+
+        return narrowed
 
     def fuses(self, extra: Collection[str]) -> bool:
         """Whether ONNX Runtime may fuse nodes where values inside the graph are asked for.
