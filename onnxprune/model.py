@@ -167,6 +167,11 @@ class Model:
         return tuple(each(self.nodes))
 
     @cached_property
+    def makers(self) -> dict[str, Node]:
+        """The node that makes each value, also of those in bodies."""
+        return {name: node for node in self.every for name in node.outputs if name}
+
+    @cached_property
     def producers(self) -> dict[str, Node]:
         """The node that makes each value."""
         return {name: node for node in self.nodes for name in node.outputs if name}
