@@ -59,6 +59,28 @@ def _ratios(texts: Mapping[str, float | str] | None) -> dict[str, float] | None:
     return None if texts is None else {name: share(own) for name, own in texts.items()}
 
 
+def _files(
+    verify: bool,
+    inputs: Inputs,
+    output: str | Path | None,
+    plan: str | Path | None,
+    report: str | Path | None,
+    progress: Progress | None,
+    open_io: Sequence[str],
+) -> dict[str, Any]:
+    """What a run reads and writes, how it is proved, and what of the I/O may change."""
+    return {
+        "verify": verify,
+        "inputs": inputs,
+        "output": output,
+        "plan_output": plan,
+        "report_output": report,
+        "report_text": report_text(report),
+        "progress": progress,
+        "open_io": tuple(open_io),
+    }
+
+
 def _speed(
     latency: float | str | None, target: Target, min_speedup: float | None, force: bool
 ) -> Speed:
@@ -114,6 +136,7 @@ def prune(
     inputs: Inputs = None,
     recover: Recover = True,
     rules: Mapping[str, str] | None = None,
+    allow_io_change: Sequence[str] = (),
     ep: str = "cpu",
     threads: int = 1,
     ep_options: Mapping[str, str] | None = None,
@@ -163,6 +186,8 @@ def prune(
             calibration inputs; ``"distill"`` (extra ``torch``) then trains the whole for a short
             while to say what the original says.
         rules: rows for custom operators.
+        allow_io_change: inputs and outputs of the graph (a KV cache) whose channels may go; their
+            new shapes are in the report's notes. It goes without a latency and without data.
         ep: the execution provider that the latency is measured on, and that ``align="auto"`` is
             for (see ``onnxprune.catalogue``).
         threads: threads inside an operator, for both.
@@ -193,12 +218,11 @@ def prune(
     budget = _budget(ratio, macs, params, size_bytes, peak_bytes)
     ends = (min_channels, share(max_ratio), tuple(include), tuple(exclude), exact_only)
     shared, name = _defaults(scope, criterion, calibration)
-    speed = _speed(latency, Target(ep, threads, ep_options or {}), min_speedup, force)
     how = Options(shared, align, *ends, _ratios(per_group))
+    speed = _speed(latency, Target(ep, threads, ep_options or {}), min_speedup, force)
     data = gathered(calibration, evaluate, seed, options)
-    files = (inputs, output, plan_output, report_output)
-    table, text = _table(per_group_from), report_text(report_output)
-    run = Run(model, every_rule(rules), verify, *files, progress, data, table, report_text=text)
+    files = _files(verify, inputs, output, plan_output, report_output, progress, allow_io_change)
+    run = Run(model, every_rule(rules), data=data, sensitivity=_table(per_group_from), **files)
     return pipeline.prune(run, Choice(budget, how, name, steps, seed, recover, speed, schedule))
 
 

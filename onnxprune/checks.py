@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx
 from onnx import helper
 
@@ -46,25 +48,35 @@ def _light(proto: onnx.ModelProto) -> onnx.ModelProto:
     return light
 
 
-def contract(original: onnx.ModelProto, other: onnx.ModelProto) -> str | None:
-    """Where the inputs, outputs or opsets of two models differ; None where they don't."""
-    sides = [_declared(proto) for proto in (original, other)]
+def contract(
+    original: onnx.ModelProto, other: onnx.ModelProto, open_io: Collection[str] = ()
+) -> str | None:
+    """Where the inputs, outputs or opsets of two models differ; None where they don't.
+
+    Of those in ``open_io`` only the names and element types have to agree.
+    """
+    sides = [_declared(proto, open_io) for proto in (original, other)]
     for what in sides[0]:
         if sides[0][what] != sides[1][what]:
             return f"its {what} are not those of the original"
     return None
 
 
-def _declared(proto: onnx.ModelProto) -> dict[str, list[tuple[str, object]]]:
+def _declared(
+    proto: onnx.ModelProto, open_io: Collection[str]
+) -> dict[str, list[tuple[str, object]]]:
     constants = {tensor.name for tensor in proto.graph.initializer}
     return {
         "inputs": [
-            (i.name, i.type.SerializeToString(deterministic=True))
-            for i in proto.graph.input
-            if i.name not in constants
+            (i.name, _type(i, open_io)) for i in proto.graph.input if i.name not in constants
         ],
-        "outputs": [
-            (o.name, o.type.SerializeToString(deterministic=True)) for o in proto.graph.output
-        ],
+        "outputs": [(o.name, _type(o, open_io)) for o in proto.graph.output],
         "opsets": sorted((o.domain, o.version) for o in proto.opset_import),
     }
+
+
+def _type(value: onnx.ValueInfoProto, open_io: Collection[str]) -> object:
+    kind = value.type.tensor_type
+    if value.name in open_io:
+        return kind.elem_type, len(kind.shape.dim)
+    return value.type.SerializeToString(deterministic=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -81,13 +81,29 @@ class Choice:
         return self.budget if self.speed.goal is None else replace(self.budget, latency_ms=share)
 
 
-def analyse(model: Any, rules: Rules, folder: Path | None = None) -> Coupling:
+def analyse(
+    model: Any, rules: Rules, folder: Path | None = None, open_io: Collection[str] = ()
+) -> Coupling:
     """Load, normalize and couple.
+
+    Args:
+        model: the model.
+        rules: the user's rows by operator.
+        folder: where its external data lies.
+        open_io: inputs and outputs of the graph whose channels may go.
 
     Raises:
         BadModelError: the model can't be read.
+        OnnxPruneError: it has no input or output of a name in ``open_io``.
     """
-    return couple(normalize(files.load(model, folder=folder, rules=rules), rules), rules)
+    loaded = files.load(model, folder=folder, rules=rules)
+    for name in sorted(set(open_io) - {*loaded.inputs, *loaded.outputs}):
+        raise OnnxPruneError(
+            f"'{loaded.name}' has no input or output '{name}' whose channels could go: it has "
+            f"{', '.join(repr(x) for x in (*loaded.inputs, *loaded.outputs))}"
+        )
+    loaded = replace(loaded, open_io=frozenset(open_io))
+    return couple(normalize(loaded, rules), rules)
 
 
 class Chooser:
@@ -186,7 +202,9 @@ class Chooser:
                     progress=tell,
                 )
             small = shrink(self.coupling, self.keep, found.values)
-        self.current = analyse(small, self.rules, self.coupling.model.folder)
+        self.current = analyse(
+            small, self.rules, self.coupling.model.folder, self.coupling.model.open_io
+        )
         self.costs, self.scores = _costs(self.current, self.latency), None
 
 

@@ -87,6 +87,21 @@ def input_shapes(coupling: Coupling) -> dict[str, tuple[int, ...]]:
     }
 
 
+def changed_io(coupling: Coupling, keep: Keep) -> list[str]:
+    """The new shapes of inputs and outputs that lost channels, in sentences."""
+    found, factors, model = [], coupling.factors, coupling.model
+    counts = {factor: int(mask.sum()) for factor, mask in keep.items()}
+    for kind, names in (("input", model.inputs), ("output", model.outputs)):
+        for name in (x for x in names if x in model.open_io):
+            layouts, shape = coupling.layouts.get(name, ()), model.shape(name) or ()
+            axes = list(zip(shape, layouts, strict=True)) if len(shape) == len(layouts) else []
+            old = ["?" if size is None else str(size) for size, _ in axes]
+            new = ["?" if n is None else str(factors.count(x, counts)) for n, x in axes]
+            if new != old:
+                found.append(f"{kind} '{name}' was {'x'.join(old)} and is {'x'.join(new)} now")
+    return found
+
+
 def frozen_rows(coupling: Coupling) -> tuple[FrozenRow, ...]:
     """The parameters' axes that can't be pruned at all, with reasons."""
     rows = []

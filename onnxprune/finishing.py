@@ -98,7 +98,7 @@ def _proved(
     """
     pace = _paced(run, coupling, small, made)
     verification, failure = _verified(run, coupling, made, small, values)
-    notes = [*made.notes, *fitted.notes]
+    notes = [*explaining.changed_io(coupling, made.keep), *made.notes, *fitted.notes]
     if made.plan.recovered and not fitted.layers:
         notes.append("the plan's model was recovered, which a plan does not carry: --calibration")
     portable = run.output is not None and Path(run.output).suffix == mobile.ORT_FORMAT

@@ -129,6 +129,7 @@ class Model:
         dtypes: element types of values, as far as they are known.
         held: whether an axis that is declared dynamic was held at one size, since the graph made
             no sense at others; what is computed from it must not be taken for fixed.
+        open_io: inputs and outputs of the graph whose channels may go.
         renamed: the file's names of values in bodies, by those that ``proto`` has for them.
     """
 
@@ -141,6 +142,7 @@ class Model:
     dtypes: Mapping[str, int] = field(repr=False)
     held: bool = False
     renamed: Mapping[str, str] = field(default_factory=dict, repr=False)
+    open_io: frozenset[str] = frozenset()
 
     @cached_property
     def opset(self) -> int:
@@ -163,6 +165,11 @@ class Model:
     def every(self) -> tuple[Node, ...]:
         """All nodes, also those in bodies, which come before their owner."""
         return tuple(each(self.nodes))
+
+    @cached_property
+    def makers(self) -> dict[str, Node]:
+        """The node that makes each value, also of those in bodies."""
+        return {name: node for node in self.every for name in node.outputs if name}
 
     @cached_property
     def producers(self) -> dict[str, Node]:

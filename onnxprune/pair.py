@@ -21,7 +21,17 @@ from onnxprune.guard import is_overwritten, keep_operands
 from onnxprune.model import Array, Node, operator, subgraphs
 from onnxprune.oracle import FLOATS, masked
 from onnxprune.plan import Keep
-from onnxprune.rules.tables import CASTS, JOINS, JUMPS, MOVES, ROUNDS, ROUNDS_AT, ROUNDS_BY_DATA
+from onnxprune.rules.control import links
+from onnxprune.rules.tables import (
+    CASTS,
+    JOINS,
+    JUMPS,
+    KEEPS_SIZE,
+    MOVES,
+    ROUNDS,
+    ROUNDS_AT,
+    ROUNDS_BY_DATA,
+)
 from onnxprune.ways import force
 from onnxprune.widen import widen, widened
 
@@ -84,7 +94,16 @@ class Pair:
         if pins:
             _pin(proto.graph, pins)
         proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra)
-        return self._runner(proto, self.folder, self.fuses(extra), retry=bool(extra or pins))
+        run = self._runner(proto, self.folder, self.fuses(extra), retry=bool(extra or pins))
+        opened = self.coupling.model.open_io
+        if not opened:
+            return run
+
+        def narrowed(feeds: runtime.Feeds, asked: Sequence[str]) -> Results:
+            own = {x: self.kept(x, array) if x in opened else array for x, array in feeds.items()}
+            return run(own, asked)
+
+        return narrowed
 
     def fuses(self, extra: Collection[str]) -> bool:
         """Whether ONNX Runtime may fuse nodes where values inside the graph are asked for.
@@ -153,8 +172,15 @@ class Pair:
 
     def least(self, name: str) -> float:
         """The size that a value's rounding goes by, at least; 0 where that is its own."""
-        node = self.coupling.model.producers.get(name)
-        return ROUNDS_AT.get(node.op, 0.0) if node is not None else 0.0
+        node = self.coupling.model.makers.get(name)
+        if node is None:
+            return 0.0
+        if node.bodies:
+            sources = [link.sources for link in links(node)[1] if link.value == name]
+            return min((self.least(x) for own in sources for x in own), default=0.0)
+        if node.op in KEEPS_SIZE:
+            return self.least(node.inputs[0])
+        return ROUNDS_AT.get(node.op, 0.0)
 
     def is_float(self, name: str) -> bool:
         """Whether a value holds floating-point numbers, as far as is known."""

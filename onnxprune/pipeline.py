@@ -9,6 +9,7 @@ from typing import Any
 from onnxprune import explaining, files
 from onnxprune.budget import Budget, check, check_patterns
 from onnxprune.choosing import (
+    ANY_SPEED,
     DISTILL,
     Choice,
     Chooser,
@@ -20,7 +21,7 @@ from onnxprune.choosing import (
     choose_by_latency,
     scored_by,
 )
-from onnxprune.errors import GateError, NothingToPruneError
+from onnxprune.errors import GateError, NothingToPruneError, OnnxPruneError
 from onnxprune.finishing import Made, finish, merged_values
 from onnxprune.fronts import try_of
 from onnxprune.full import fitted_values
@@ -55,6 +56,8 @@ def prune(run: Run, choice: Choice) -> tuple[Any, Report]:
     """Choose, recover, shrink, prove, write; without a budget, as much goes as the gates allow."""
     target = run.target()
     run.data.check()
+    measured = choice.speed != ANY_SPEED or choice.budget.peak_bytes is not None
+    _must_fit_both(run, run.open_io, measured)
     if is_open(choice, run.data):
         return _searched(run, choice)
     check(choice.whole_budget(), choice.options)
@@ -63,7 +66,7 @@ def prune(run: Run, choice: Choice) -> tuple[Any, Report]:
         loaded = files.load(run.source, rules=run.rules)
     run.check(loaded)
     with run.step("couple"):
-        coupling = run.once("coupling", lambda: analyse(loaded, run.rules))
+        coupling = run.once("coupling", lambda: analyse(loaded, run.rules, None, run.open_io))
     if not coupling.groups:
         raise NothingToPruneError(explaining.nothing_to_prune(coupling))
     if run.sensitivity is not None:
@@ -133,8 +136,9 @@ def replay(run: Run, plan: Plan, fit: Recover = True) -> tuple[Any, Report]:
     target = run.target()
     run.data.check()
     with run.step("couple"):
-        coupling = analyse(run.source, run.rules)
+        coupling = analyse(run.source, run.rules, None, plan.open_io)
     run.check(coupling.model)
+    _must_fit_both(run, plan.open_io, measured=False)
     keep = keep_of(plan, coupling)
     notes = []
     digest = run.digest()
@@ -147,7 +151,7 @@ def replay(run: Run, plan: Plan, fit: Recover = True) -> tuple[Any, Report]:
 
 def compare(run: Run, small: Any, plan: Plan, seed: int) -> Verification:
     """Prove a pruned model that is there already."""
-    coupling = analyse(run.source, run.rules)
+    coupling = analyse(run.source, run.rules, None, plan.open_io)
     keep = keep_of(plan, coupling)
     other = files.load(small, rules=run.rules)
     values = merged_values(coupling, keep, plan)
@@ -167,6 +171,19 @@ def compare(run: Run, small: Any, plan: Plan, seed: int) -> Verification:
         return found
     note = f"the values of {len(plan.recovered)} recovered parameters are the pruned file's own"
     return replace(found, notes=(*found.notes, note))
+
+
+def _must_fit_both(run: Run, open_io: Sequence[str], measured: bool) -> None:
+    """Refuse what feeds both models with the same inputs where inputs change.
+
+    Raises:
+        OnnxPruneError: data is given, or a latency or peak memory is to be measured.
+    """
+    if open_io and (run.data.given or measured):
+        raise OnnxPruneError(
+            f"the channels of '{open_io[0]}' may go (--allow-io-change), and inputs of the "
+            "original do not fit the result then: leave out data, latency and peak memory"
+        )
 
 
 def _batches(given: Data, model: Model) -> Sequence[Feeds] | None:

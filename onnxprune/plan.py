@@ -12,6 +12,7 @@ the same once for each group. A Constant node goes by its output's name, one use
 initializer is ``NAME@OUTPUT:INDEX``. Where near-copies were merged, ``merge_seed`` is the seed with
 which a replay finds them again. ``recovered`` lists the parameters whose kept values were fitted
 afterwards: a plan does not carry these values, and a proof takes them from the pruned file.
+``open_io`` names the graph's inputs and outputs that may have lost channels.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Plan(BaseModel):
     initializers: dict[str, dict[int, Indices]] = {}
     merge_seed: int | None = None
     recovered: tuple[str, ...] = ()
+    open_io: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """The plan as JSON with sorted keys, one initializer a line."""
@@ -72,6 +74,8 @@ class Plan(BaseModel):
         parts.append(f'  "model": {json.dumps(data["model"], sort_keys=True)}')
         if self.recovered:
             parts.append(f'  "recovered": {json.dumps(sorted(self.recovered))}')
+        if self.open_io:
+            parts.append(f'  "open_io": {json.dumps(sorted(self.open_io))}')
         return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
@@ -117,7 +121,13 @@ def make_plan(
         if not mask.all():
             initializers.setdefault(param, {})[axis] = np.flatnonzero(mask).tolist()
     model = ModelId(sha256=sha256, name=coupling.model.name)
-    return Plan(model=model, groups=groups, initializers=initializers, merge_seed=merge_seed)
+    return Plan(
+        model=model,
+        groups=groups,
+        initializers=initializers,
+        merge_seed=merge_seed,
+        open_io=tuple(sorted(coupling.model.open_io)),
+    )
 
 
 def keep_of(plan: Plan, coupling: Coupling) -> dict[int, Mask]:

@@ -52,14 +52,23 @@ def prepared(
     runner = pair.oracle(model.outputs)
     if inputs is not None:
         given = check_inputs(inputs, model)
-        return Prepared(pair, (given,), run_all(runner, [given], model.outputs))
+        return Prepared(pair, (given,), expected_of(pair, runner, [given]))
     failure: RunError | None = None
     for feeds in (*((first,) if first else ()), *_choices(model, seed)):
         try:
-            return Prepared(pair, feeds, run_all(runner, feeds, model.outputs))
+            return Prepared(pair, feeds, expected_of(pair, runner, feeds))
         except RunError as error:
             failure = failure or error
     raise RunError(f"the original fails on random inputs: {failure}; {REAL}") from failure
+
+
+def expected_of(pair: Pair, runner: Runner, feeds: Sequence[Feeds]) -> tuple[Results, ...]:
+    """What the pruned model should give: of outputs that may lose channels what is kept."""
+    model = pair.coupling.model
+    return tuple(
+        {name: pair.kept(name, x) if name in model.open_io else x for name, x in own.items()}
+        for own in run_all(runner, feeds, model.outputs)
+    )
 
 
 def _choices(model: Model, seed: int) -> Iterator[tuple[Feeds, ...]]:

@@ -43,6 +43,7 @@ class Run:
         tries: what was made before, in a search.
         seconds: time by pass.
         report_text: what the report's file holds.
+        open_io: inputs and outputs of the graph whose channels may go.
         known: what runs of one search have in common; None where there is one run alone.
     """
 
@@ -61,6 +62,7 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     report_text: Callable[[Report], str] = Report.to_json
     known: dict[str, Any] | None = None
+    open_io: tuple[str, ...] = ()
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """What ``make`` gives: made once in all runs of a search."""

@@ -9,10 +9,11 @@ import onnx
 
 from onnxprune.axes import OPAQUE, Factors, Layout, Reason
 from onnxprune.bodies import graphs
-from onnxprune.coupling import WHOLE, Bound, Coupling, Group, Member
+from onnxprune.coupling import Bound, Coupling, Group, Member
 from onnxprune.inferring import agree
+from onnxprune.matching import Step, because
 from onnxprune.model import Model, Node
-from onnxprune.notation import UNIT, Axis, Fit, is_whole
+from onnxprune.notation import Fit
 from onnxprune.rules import Row, Unprunable, fit_node
 from onnxprune.rules.control import Link, links
 from onnxprune.rules.tables import DEQUANTIZES, UNREAD
@@ -34,7 +35,7 @@ def couple(model: Model, rules: Mapping[str, Row] | None = None) -> Coupling:
     """
     walk = _Walk(model, rules or {})
     for name in model.inputs:
-        walk.enter(name, Reason("it is an axis of a graph input"))
+        walk.begin(name)
     for node in model.nodes:
         walk.visit(node)
     walk.close()
@@ -64,6 +65,19 @@ class _Walk:
             return
         self.layouts[name] = tuple(
             OPAQUE if size is None else self.factors.fresh(size, reason) for size in shape
+        )
+
+    def begin(self, name: str) -> None:
+        """Give a graph input its layouts: frozen ones, but for fixed axes of those that may go."""
+        reason = Reason("it is an axis of a graph input")
+        shape = self.model.shape(name)
+        if name not in self.model.open_io or shape is None:
+            self.enter(name, reason)
+            return
+        sizes = self.model.samples[0].shapes[name]
+        self.layouts[name] = tuple(
+            OPAQUE if size is None else self.factors.fresh(size, reason if fixed is None else None)
+            for fixed, size in zip(shape, sizes, strict=True)
         )
 
     def visit(self, node: Node) -> None:
@@ -177,7 +191,7 @@ class _Walk:
         """Unify what equal letters stand for; build the layouts of the results."""
         fit = fits[0]
         letters: dict[str, Layout] = {}
-        step = _Step(self.factors, node, fit, letters)
+        step = Step(self.factors, node, fit, letters)
         late = []
         for name, axes in zip(node.inputs, fit.operands, strict=True):
             if axes is None or not name:
@@ -267,54 +281,10 @@ class _Walk:
         """What leaves the graph, or enters a body, stays whole."""
         for name in self.model.outputs:
             self.operand(name)
+            if name in self.model.open_io - self.model.params.keys():
+                continue
             for layout in self.layouts.get(name, ()):
                 self.factors.freeze(layout, Reason("it is an axis of a graph output"))
-
-
-def because(text: str, node: Node) -> Reason:
-    """A reason at a node; the label of one in a body is part of the text."""
-    return Reason(f"{node.label}: {text}" if node.inside else text, node.index)
-
-
-class _Step:
-    """Matching of one node: patterns against layouts."""
-
-    def __init__(self, factors: Factors, node: Node, fit: Fit, letters: dict[str, Layout]) -> None:
-        self.factors, self.fit, self.letters = factors, fit, letters
-        self.reason = because("its rule can't cut this axis into factors", node)
-        self.whole = Reason(WHOLE, node.index)
-
-    def letter(self, name: str) -> Layout:
-        """What a letter stands for; a fresh factor the first time."""
-        found = self.letters.get(name)
-        if found is None:
-            size = self.fit.sizes[name]
-            reason = self.whole if is_whole(name) else None
-            found = OPAQUE if size is None else self.factors.fresh(size, reason)
-            self.letters[name] = found
-        return found
-
-    def build(self, axis: Axis) -> Layout:
-        """The layout of a pattern's axis."""
-        if len(axis) == 1:
-            term = axis[0]
-            if len(term) == 1:
-                return self.letter(term[0])
-            return self.factors.product([self.letter(x) for x in term])
-        return self.factors.sum([self.factors.product([self.letter(x) for x in t]) for t in axis])
-
-    def meet(self, axis: Axis, layout: Layout) -> None:
-        """Match a pattern's axis with the layout that the operand already has."""
-        if axis == UNIT:
-            return
-        if len(axis) == 1 and len(axis[0]) == 1:
-            name = axis[0][0]
-            if is_whole(name):
-                self.factors.freeze(layout, self.whole)
-            if name not in self.letters:
-                self.letters[name] = layout
-                return
-        self.factors.unify(self.build(axis), layout, self.reason)
 
 
 def _groups(walk: _Walk) -> tuple[Group, ...]:

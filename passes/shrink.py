@@ -276,7 +276,7 @@ class _Shrink:
         for node in graph.node:
             if operator(node) in RENAMES and node.input[0] in stored:
                 stored[node.output[0]] = stored[node.input[0]]
-        outputs = graph.output if body else ()
+        outputs = [x for x in graph.output if body or x.name in self.model.open_io]
         for value in (*graph.value_info, *graph.input, *outputs):
             dims = value.type.tensor_type.shape.dim
             for dim, size in zip(dims, stored.get(value.name, ()), strict=False):

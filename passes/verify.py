@@ -41,7 +41,7 @@ from onnxprune.pair import (
     side_by_side,
 )
 from onnxprune.plan import Keep
-from onnxprune.preparing import Prepared, prepared, run_all
+from onnxprune.preparing import Prepared, expected_of, prepared, run_all
 from onnxprune.rules.tables import ORDERING
 from onnxprune.runtime import Feeds
 from onnxprune.verdict import Check, Verification
@@ -137,7 +137,7 @@ def _on_way(
 
 def _in_order(model: Model, shrunk: onnx.ModelProto) -> tuple[str | None, tuple[str, ...]]:
     """A failure, and notes on what can't be checked."""
-    differs = contract(model.proto, shrunk)
+    differs = contract(model.proto, shrunk, model.open_io)
     if differs:
         return f"the pruned model is not in order: {differs}", ()
     wrong = complaint(shrunk)
@@ -316,7 +316,7 @@ def _as_it_is(run: Prepared, kind: int) -> tuple[str | None, tuple[str, ...]]:
     names, feeds = run.model.outputs, run.feeds[:1]
     name = TensorProto.DataType.Name(kind)
     try:
-        expected = run_all(run.pair.oracle(names), feeds, names)
+        expected = expected_of(run.pair, run.pair.oracle(names), feeds)
     except RunError:
         return None, (f"ONNX Runtime does not run {name} on a CPU: compared as float32 alone",)
     try:

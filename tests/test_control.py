@@ -16,10 +16,11 @@ from onnxprune.axes import Mask
 from onnxprune.bodies import graphs
 from onnxprune.coupling import Coupling
 from onnxprune.errors import BadModelError
+from onnxprune.pair import Pair
 from onnxprune.passes import couple as coupling_pass
 from onnxprune.passes.shrink import shrink
 from onnxprune.passes.verify import verify
-from onnxprune.rules import control
+from onnxprune.rules import control, tables
 from onnxprune.rules.control import Link
 from tests.graphs import coupled, halves, keeping, model, node, weight
 
@@ -387,3 +388,29 @@ def test_a_state_that_grows_stays_whole() -> None:
     reason = coupling.factors.reason(coupling.layouts["w1"][1])
     assert reason is not None
     assert "differs between the ways" in coupling.says(reason)
+
+
+def test_a_sigmoid_rounds_as_it_does_behind_a_branch() -> None:
+    """What moves it, or takes its mean, has its rounding; what is joined of it has its own."""
+    sides = {
+        f"{side}_branch": graph([node("Unsqueeze", "g zero", side)], [(side, FLOAT)])
+        for side in ("then", "else")
+    }
+    proto = model(
+        [
+            node("MatMul", "x w1", "a"),
+            node("Sigmoid", "a", "g"),
+            node("If", "c", "u", **sides),
+            node("ReduceMean", "u", "m", axes=[0]),
+            node("Concat", "m x", "j", axis=-1),
+            node("MatMul", "j w2", "y"),
+        ],
+        {"x": [2, 4], "c": []},
+        {"y": [1, 2, 3]},
+        {"w1": weight(1, 4, 8), "w2": weight(2, 12, 3), "zero": np.array([0])},
+        c=BOOL,
+    )
+    pair = Pair(coupled(proto), {}, proto)
+    own = tables.ROUNDS_AT["Sigmoid"]
+    found = {name: pair.least(name) for name in ("x", "a", "g", "u", "m", "j", "y")}
+    assert found == {"x": 0, "a": 0, "g": own, "u": own, "m": own, "j": 0, "y": 0}

@@ -55,6 +55,7 @@ FLOORS = {
     "verdict": 1,
     "views": 1,
     "bodies": 1,
+    "matching": 1,
     "extensions": 1,
     "guard": 1,
     "inferring": 1,

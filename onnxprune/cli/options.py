@@ -225,6 +225,16 @@ Rules = Annotated[
     ),
 ]
 
+AllowIoChange = Annotated[
+    list[str],
+    option(
+        "--allow-io-change",
+        CHOICE,
+        "An input or output of the graph whose channels may go, such as a KV cache; its new shape "
+        "is reported. Repeatable.",
+        metavar="NAME",
+    ),
+]
 OrtExtensions = Annotated[
     list[Path],
     option(

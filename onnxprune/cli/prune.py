@@ -20,6 +20,7 @@ TUNING: Final = 4  # more passes with a latency: profile, tune, score and select
 CHOICES: Final = (
     *("ratio", "macs", "params", "size_bytes", "peak_bytes", "latency", "criterion", "scope"),
     *("align", "min_speedup", "force", "ep", "threads"),
+    "allow_io_change",
     *("min_channels", "max_ratio", "include", "exclude", "exact_only", "steps", "schedule", "seed"),
 )
 
@@ -44,6 +45,7 @@ def prune(
     include: options.Include = [],  # noqa: B006
     exclude: options.Exclude = [],  # noqa: B006
     exact_only: options.ExactOnly = False,
+    allow_io_change: options.AllowIoChange = [],  # noqa: B006
     steps: options.Steps = 1,
     schedule: options.Schedule = "exponential",
     ep: options.Ep = "cpu",

@@ -199,6 +199,8 @@ MOVES: Final = REARRANGES | RENAMES | JOINS | {"Expand", "Gather", "Slice", "Spl
 # Operators whose kernels round results as if these were at least so large: ONNX Runtime computes
 # a sigmoid as 0.5 + something, so that values near 0 are rounding errors of 6e-8.
 ROUNDS_AT: Final = {"Sigmoid": 0.1}
+# Operators whose results are no larger than their first operand, and rounded as that is.
+KEEPS_SIZE: Final = (MOVES - JOINS) | {"ReduceMean"}
 # Operators with a computed row of which onnx infers no shape: the first result has the first
 # operand's.
 SAME_SHAPE: Final = frozenset(

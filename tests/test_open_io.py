@@ -1,0 +1,109 @@
+"""Inputs and outputs whose channels may go: a KV cache loses the heads that attention loses."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxprune
+from onnxprune.errors import OnnxPruneError
+from tests.graphs import model, node, weight
+from tests.test_cli import run as run_cli
+
+CACHE = ("past_k", "past_v", "k", "v")
+
+
+def cached() -> onnx.ModelProto:
+    """One head-wise attention with a cache: x (n, 3, 8), 4 heads of 6, past (n, 4, t, 6)."""
+    split = [
+        step
+        for x in "qkv"
+        for step in (
+            node("MatMul", f"x w{x}", f"{x}0"),
+            node("Reshape", f"{x}0 heads", f"{x}1"),
+            node("Transpose", f"{x}1", f"{x}2", perm=[0, 2, 1, 3]),
+        )
+    ]
+    return model(
+        [
+            *split,
+            node("Concat", "past_k k2", "k", axis=2),
+            node("Concat", "past_v v2", "v", axis=2),
+            node("Transpose", "k", "kt", perm=[0, 1, 3, 2]),
+            node("MatMul", "q2 kt", "s"),
+            node("Softmax", "s", "p", axis=-1),
+            node("MatMul", "p v", "a"),
+            node("Transpose", "a", "a1", perm=[0, 2, 1, 3]),
+            node("Reshape", "a1 flat", "a2"),
+            node("MatMul", "a2 wo", "y"),
+        ],
+        {"x": ["n", 3, 8], "past_k": ["n", 4, "t", 6], "past_v": ["n", 4, "t", 6]},
+        {"y": ["n", 3, 5], "k": ["n", 4, "u", 6], "v": ["n", 4, "u", 6]},
+        {
+            **{f"w{x}": weight(seed, 8, 24) for seed, x in enumerate("qkv")},
+            "wo": weight(4, 24, 5),
+            "heads": np.array([0, 3, 4, 6]),
+            "flat": np.array([0, 3, 24]),
+        },
+    )
+
+
+def test_a_cache_is_frozen_unless_it_may_change() -> None:
+    """Heads, and the sizes of keys and values, stay where only some of the cache may change."""
+    assert onnxprune.inspect(cached()).groups == ()
+    small, _ = onnxprune.prune(cached(), ratio=0.5, align=1, allow_io_change=["past_k", "k"])
+    assert {tuple(t.dims) for t in small.graph.initializer if len(t.dims) > 1} == {
+        *((8, 12), (8, 24), (24, 5))
+    }
+
+
+def test_a_cache_that_may_change_loses_heads() -> None:
+    small, report = onnxprune.prune(cached(), ratio=0.5, align=1, allow_io_change=CACHE)
+    shapes = {
+        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (*small.graph.input, *small.graph.output)
+    }
+    assert shapes == {
+        "x": ["n", 3, 8],
+        "past_k": ["n", 2, "t", 3],
+        "past_v": ["n", 2, "t", 3],
+        "y": ["n", 3, 5],
+        "k": ["n", 2, "u", 3],
+        "v": ["n", 2, "u", 3],
+    }
+    assert report.verification is not None
+    assert report.verification.ok
+    assert "input 'past_k' was ?x4x?x6 and is ?x2x?x3 now" in report.notes
+    assert "output 'v' was ?x4x?x6 and is ?x2x?x3 now" in report.notes
+    assert onnxprune.verify(cached(), small, report.plan).ok
+    again, _ = onnxprune.apply(cached(), report.plan)
+    assert again == small
+    with pytest.raises(OnnxPruneError):
+        onnxprune.apply(cached(), report.plan.model_copy(update={"open_io": ()}))
+
+
+def test_a_wrong_cache_is_found() -> None:
+    small, report = onnxprune.prune(cached(), ratio=0.5, align=1, allow_io_change=CACHE)
+    value = next(t for t in small.graph.initializer if t.name == "wk")
+    array = onnx.numpy_helper.to_array(value).copy()
+    value.CopyFrom(onnx.numpy_helper.from_array(array[:, ::-1].copy(), "wk"))
+    assert not onnxprune.verify(cached(), small, report.plan).ok
+
+
+def test_io_that_is_not_there_or_does_not_fit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OnnxPruneError, match=r"has no input or output 'z' whose.* it has 'x', 'pa"):
+        onnxprune.prune(cached(), ratio=0.5, allow_io_change=["z"])
+    feeds = {name: np.zeros((1, 3, 8), np.float32) for name in ("x",)}
+    for more in ({"calibration": feeds}, {"latency": 0.5}, {"peak_bytes": 0.5}):
+        how = {"ratio": 0.5} if "calibration" in more else {}
+        with pytest.raises(OnnxPruneError, match="leave out data, latency and peak memory"):
+            onnxprune.prune(cached(), allow_io_change=CACHE, **how, **more)  # type: ignore[arg-type]
+    onnx.save(cached(), tmp_path / "net.onnx")
+    names = [x for name in CACHE for x in ("--allow-io-change", name)]
+    run_cli(
+        *("prune", str(tmp_path / "net.onnx"), "-o", str(tmp_path / "small.onnx")),
+        *("--ratio", "0.5", "--align", "1", *names),
+    )
+    found = onnx.load(tmp_path / "small.onnx").graph.input[1].type.tensor_type.shape.dim
+    assert found[1].dim_value == 2
