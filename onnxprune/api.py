@@ -18,6 +18,7 @@ from onnxprune.api_rules import every_rule, register_rule
 from onnxprune.api_torch import bridge, distill, finetune
 from onnxprune.budget import MAX_RATIO, Budget, Options, Schedule, Scope
 from onnxprune.coupling import Coupling
+from onnxprune.errors import OnnxPruneError
 from onnxprune.files import load, save
 from onnxprune.judging import DataOptions, gathered
 from onnxprune.passes.probe import probe as measure_probe
@@ -45,7 +46,11 @@ def _budget(ratio: float | str | None, *amounts: float | str | None) -> Budget:
     )
 
 
-def _table(given: Sensitivity | str | Path | None) -> Sensitivity | None:
+def _table(given: Sensitivity | str | Path | None, scope: Scope | None) -> Sensitivity | None:
+    if given is not None and scope is not None:
+        raise OnnxPruneError(
+            f"scope '{scope}' and ratios from sensitivities are both given: give one of them"
+        )
     return read_sensitivity(Path(given)) if isinstance(given, str | Path) else given
 
 
@@ -79,6 +84,20 @@ def _files(
         "progress": progress,
         "open_io": tuple(open_io),
     }
+
+
+def _how(
+    scope: Scope,
+    align: Literal["auto"] | int,
+    least: int,
+    most: float | str,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    exact_only: bool,
+    per_group: Mapping[str, float | str] | None,
+) -> Options:
+    ends = (least, share(most), tuple(include), tuple(exclude), exact_only)
+    return Options(scope, align, *ends, _ratios(per_group))
 
 
 def _speed(
@@ -216,13 +235,13 @@ def prune(
             not fast enough.
     """
     budget = _budget(ratio, macs, params, size_bytes, peak_bytes)
-    ends = (min_channels, share(max_ratio), tuple(include), tuple(exclude), exact_only)
     shared, name = _defaults(scope, criterion, calibration)
-    how = Options(shared, align, *ends, _ratios(per_group))
+    how = _how(shared, align, min_channels, max_ratio, include, exclude, exact_only, per_group)
     speed = _speed(latency, Target(ep, threads, ep_options or {}), min_speedup, force)
     data = gathered(calibration, evaluate, seed, options)
     files = _files(verify, inputs, output, plan_output, report_output, progress, allow_io_change)
-    run = Run(model, every_rule(rules), data=data, sensitivity=_table(per_group_from), **files)
+    table = _table(per_group_from, scope)
+    run = Run(model, every_rule(rules), data=data, sensitivity=table, **files)
     return pipeline.prune(run, Choice(budget, how, name, steps, seed, recover, speed, schedule))
 
 

@@ -41,7 +41,29 @@ class Batches(Sequence[tuple[Feeds, Array]]):
             names = self.form.ranks
             feeds = {name: np.stack([own[name] for own, _ in found]) for name in names}
             labels = _stacked([label for _, label in found])
-        return check_inputs(feeds, self.form.model), labels
+        feeds = check_inputs(feeds, self.form.model)
+        self._check(feeds, index)
+        return feeds, labels
+
+    def _check(self, feeds: Feeds, index: int) -> None:
+        """Refuse values that are not numbers: every figure would be one of them.
+
+        Infinite ones are let through: they mask attention.
+        """
+        for name, values in feeds.items():
+            bad = np.isnan(values) if values.dtype.kind == "f" else np.zeros(1, bool)
+            if bad.any():
+                part = self.parts[index]
+                several = len(part) == len(bad) > 1
+                at = (
+                    part[int(np.flatnonzero(bad.reshape(len(bad), -1).any(1))[0])]
+                    if several
+                    else part[0]
+                )
+                raise OnnxPruneError(
+                    f"sample {at} has values of input '{name}' that are not a number (NaN): mend "
+                    "the data, or leave it out"
+                )
 
 
 def batches(

@@ -134,6 +134,11 @@ class Chooser:
     ) -> None:
         if choice.steps < 1:
             raise OnnxPruneError(f"steps is {choice.steps}: it must be at least 1")
+        if choice.steps == 1 and choice.schedule != "exponential":
+            raise OnnxPruneError(
+                f"the schedule '{choice.schedule}' is for several steps, and there is one: give "
+                "--steps (steps=)"
+            )
         if choice.schedule not in SCHEDULES:
             known = ", ".join(SCHEDULES)
             raise OnnxPruneError(f"there is no schedule '{choice.schedule}': choose {known}")
@@ -297,7 +302,7 @@ def choose_by_arena(chooser: Chooser, feeds: Feeds) -> tuple[dict[int, Mask], li
         raise BudgetError(
             f"peak memory of {size(goal)} can't be reached: ONNX Runtime plans {size(full)} for "
             f"the activations of the model, and {size(least)} of the smallest that was tried; "
-            "allow more, or prune more groups (max_ratio, include, exclude)"
+            "allow more, or let more go (--max-ratio, --include, --exclude)"
         )
     return best[1], best[2]
 

@@ -21,6 +21,7 @@ from onnxprune.model import Model
 from onnxprune.outside import Sink, blocks, location, outside_bytes, read_in, rename, stays_inside
 from onnxprune.rules import Row
 
+ORT_FORMAT: Final = b"ORTM"  # the mark of its files, behind four bytes
 PROTOBUF_LIMIT: Final = 2**31 - 2**20
 LARGE: Final = 2**29  # bytes outside the protobuf from which on a model is never held whole
 
@@ -38,6 +39,11 @@ def read_proto(path: Path) -> onnx.ModelProto:
         data = path.read_bytes()
     except OSError as error:
         raise BadModelError(f"'{path}' can't be read: {error.strerror}") from error
+    if data[4:8] == ORT_FORMAT:
+        raise BadModelError(
+            f"'{path}' is in ONNX Runtime's own format (.ort), which bench alone reads: give the "
+            ".onnx file"
+        )
     try:
         proto: onnx.ModelProto = onnx.ModelProto.FromString(data)
     except DecodeError as error:

@@ -113,6 +113,7 @@ def _proved(
     report = _reported(run, coupling, made, verification, fitted, pace)
     report = replace(report, layers=_layers(run, coupling, small, made) if pace else ())
     if failure is not None:
+        report = replace(report, refused=failure)
         _write(run, report, None, None)
         raise VerificationError(failure, report)
     _fast_enough(run, pace, made.speed, report)
@@ -187,6 +188,7 @@ def _fast_enough(run: Run, pace: Pace | None, speed: Speed, report: Report) -> N
         if pace is not None:
             must_be_faster(pace, speed)
     except GateError as gate:
+        report = replace(report, refused=str(gate))
         _write(run, report, None, None)
         raise GateError(str(gate), report) from gate
 
@@ -268,6 +270,7 @@ def _judged(run: Run, coupling: Coupling, small: Small, report: Report) -> Repor
     report = replace(report, fidelity=found.fidelity, evaluation=found.evaluation)
     refused = found.refused(run.data)
     if refused is not None:
+        report = replace(report, refused=refused)
         _write(run, report, None, None)
         raise GateError(refused, report)
     return report

@@ -200,6 +200,7 @@ class Report(Jsonable):
             ``onnxprune.trials.Sensitivity``), or None.
         environment: the machine and the versions.
         command: the command line; empty where it was not onnxprune's own.
+        refused: why no model was written: what failed; empty where one may be.
     """
 
     name: str
@@ -222,6 +223,7 @@ class Report(Jsonable):
     sensitivity: dict[str, Any] | None = None
     environment: dict[str, Any] = field(default_factory=dict)
     command: str = ""
+    refused: str = ""
 
     def __repr__(self) -> str:
         found, before, after = self.verification, self.before, self.after
@@ -238,6 +240,7 @@ class Report(Jsonable):
                 f"  MACs {count(before.macs)} -> {count(after.macs)}, "
                 f"parameters {count(before.params)} -> {count(after.params)}, "
                 f"file {size(before.size_bytes)} -> {size(after.size_bytes)}",
+                *([f"  REFUSED: {self.refused}"] if self.refused else []),
                 f"  {verdict}",
                 *self._judged(),
                 *notes,

@@ -139,7 +139,11 @@ def test_a_model_without_groups_says_why() -> None:
         (["--macs", "0.5", "--min-channels", "0"], "min_channels is 0: it must be at least 1"),
         (["--macs", "0.5", "--max-ratio", "2"], "max_ratio is 2: it must be"),
         (["--macs", "0.5", "--steps", "0"], "steps is 0"),
-        (["--macs", "0.5", "--schedule", "square"], "there is no schedule 'square': choose exp"),
+        (["--macs", "0.5", "--schedule", "cubic"], "is for several steps, and there is one"),
+        (
+            ["--macs", "0.5", "--steps", "2", "--schedule", "square"],
+            "there is no schedule 'square': choose exp",
+        ),
         (["--macs", "0.5", "--include", "nothing*"], "--include 'nothing*' matches no group of 'm"),
         (["--ratio", "0.5", "--include", "w1*", "--include", "w9"], "--include 'w9' matches no"),
         (["--macs", "0.5", "--rule", "Foo"], "--rule 'Foo' can't be read"),

@@ -459,3 +459,13 @@ def test_a_run_of_its_own_has_all_axes() -> None:
     feeds = {"a": np.zeros(3, np.float32), "b": np.zeros((), np.float32)}
     with pytest.raises(OnnxPruneError, match="give one sample, or a batch, of every input"):
         load_samples([feeds], pair(["n", 3], [2]))
+
+
+def test_what_is_no_number_is_refused() -> None:
+    values = pixels().copy()
+    values[7, 0, 0, 0] = np.nan
+    with pytest.raises(OnnxPruneError, match=r"sample 7 has values of input 'x' .* \(NaN\)"):
+        load_samples(values, net(), samples=COUNT)
+    masked = pixels().copy()
+    masked[7] = -np.inf
+    assert len(load_samples(masked, net())) > 1

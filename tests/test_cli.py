@@ -189,7 +189,7 @@ def test_a_failed_verification_leaves_a_report(
     assert found["verification"]["ok"] is False
     assert "the first value that diverges is 'c1'" in found["verification"]["failure"]
     assert found["after"]["params"] < found["before"]["params"]
-    times = 1 + 2 * ("--json" in extra)  # the JSON's failure and its summary
+    times = 1 + 3 * ("--json" in extra)  # the failure, its summary, and why it was refused
     assert result.output.count("the first value that diverges is 'c1'") == times
     assert result.stderr.startswith("onnxprune: the pruned model is not the masked original: ")
     assert result.stderr.count("\n") == 1

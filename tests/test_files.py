@@ -376,3 +376,9 @@ def test_a_model_and_its_data_are_replaced_together(
 def test_digest(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert files.sha256(tmp_path / "a").startswith("ba7816bf8f01cfea414140de5dae2223")
+
+
+def test_a_file_in_the_format_of_the_runtime_is_told(tmp_path: Path) -> None:
+    (tmp_path / "m.ort").write_bytes(b"\x18\0\0\0ORTM" + bytes(20))
+    with pytest.raises(BadModelError, match=r"m.ort' is in ONNX Runtime's own format \(.ort\)"):
+        files.load(tmp_path / "m.ort")

@@ -21,6 +21,7 @@ from onnxprune.fidelity import Fidelity, divergence, fidelity
 from onnxprune.files import load
 from onnxprune.judging import Data, Judge, Judgement
 from onnxprune.metrics import Evaluation, evaluate
+from onnxprune.report.writing import report_text
 from onnxprune.runtime import Feeds, Runner
 from onnxprune.synthetic import NOTE
 from tests import tiny
@@ -278,10 +279,16 @@ def test_a_gate_that_says_no_leaves_the_report_alone(tmp_path: Path) -> None:
         onnxprune.prune(proto, evaluate=own, max_drop=0.01, **given)
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
     assert found.value.report.evaluation.after < 0.99
+    assert found.value.report.refused.startswith("top1 fell from 1 to ")
+    assert "REFUSED: top1 fell" in repr(found.value.report)
+    written = json.loads((tmp_path / "report.json").read_text("utf-8"))
+    assert written["refused"] == found.value.report.refused
+    assert "REFUSED, no model was written: top1 fell" in report_text("r.md")(found.value.report)
     with pytest.raises(GateError, match="the fidelity of output 'y' is"):
         onnxprune.prune(proto, calibration=own, min_fidelity="99.9%", **given)
     onnxprune.prune(proto, evaluate=own, max_drop=0.9, min_fidelity=0.1, **given)
     assert len(list(tmp_path.iterdir())) == 3
+    assert json.loads((tmp_path / "report.json").read_text("utf-8"))["refused"] == ""
     plan = tmp_path / "plan_file"
     _, report = onnxprune.apply(proto, plan, evaluate=own)
     assert report.evaluation is not None

@@ -17,7 +17,7 @@ from onnxprune.environment import command, environment
 from onnxprune.measuring import Bench, Row
 from onnxprune.profile import Change, Layer, Profile, changes
 from onnxprune.report.figures import milliseconds
-from onnxprune.report.tables import table
+from onnxprune.report.tables import short, table
 
 SHOWN: Final = 20
 COLUMNS: Final = (
@@ -99,7 +99,7 @@ def _bench(bench: Bench, every: bool) -> list[RenderableType]:
     title = f"{own['ep']}, {threads}, onnxruntime {machine.get('onnxruntime', '?')}"
     where = f"{bench.name}: " if bench.name else ""
     parts: list[RenderableType] = [f"{where}{machine.get('processor', '?')}, {title}", ""]
-    parts += [_latency(bench), ""]
+    parts += [*_latency(bench), ""]
     profiles = list(bench.profiles.items())
     if len(profiles) == 1:
         parts += _profile(profiles[0][1], every)
@@ -110,32 +110,39 @@ def _bench(bench: Bench, every: bool) -> list[RenderableType]:
     return [*parts, *(f"note: {note}" for note in bench.notes)]
 
 
-def _latency(bench: Bench) -> RenderableType:
+def _latency(bench: Bench) -> list[RenderableType]:
+    """What decides, then the rest: two tables, so that a narrow terminal cuts no figure."""
     several = len({row.batch for row in bench.rows}) > 1
-    columns = ("p50", "±", "p90", "p99", "CPU time", "speed-up", "", "samples/s", "load")
-    rows = table("model", *(["batch"] if several else []), *columns, "peak", "file")
+    first = ["model", *(["batch"] if several else [])]
+    fast = table(*first, "p50", "±", "speed-up", "")
+    rest = table(*first, "p90", "p99", "CPU", "samples/s", "load", "peak", "file")
     for row in bench.rows:
-        batch = [str(row.batch)] if several else []
-        rows.add_row(row.model, *batch, *_figures(row, row.model == bench.rows[0].model))
-    return rows
+        who = [short(row.model), *([str(row.batch)] if several else [])]
+        fast.add_row(*who, *_speed(row, row.model == bench.rows[0].model))
+        rest.add_row(*who, *_figures(row))
+    return [fast, "", rest]
 
 
-def _figures(row: Row, base: bool) -> list[str]:
+def _speed(row: Row, base: bool) -> list[str]:
+    timing = row.timing
+    if timing is None:
+        said = "-" if row.difference is None else f"differs by {row.difference:.1e}"
+        return ["-", "-", said, row.verdict]
+    half = 50 * (timing.high_ms - timing.low_ms) / timing.p50_ms
+    ratio = f"{timing.speedup:.2f}x [{timing.speedup_low:.2f}, {timing.speedup_high:.2f}]"
+    told = ["", ""] if base else [ratio, row.verdict]
+    return [milliseconds(timing.p50_ms), f"{half:.1f} %", *told]
+
+
+def _figures(row: Row) -> list[str]:
     timing = row.timing
     sizes = ["-" if row.peak_bytes is None else size(row.peak_bytes), size(row.size_bytes)]
     if timing is None:
-        said = "-" if row.difference is None else f"differs by {row.difference:.1e}"
-        return ["-"] * 5 + [said, row.verdict] + ["-"] * 2 + sizes
-    half = 50 * (timing.high_ms - timing.low_ms) / timing.p50_ms
-    ratio = f"{timing.speedup:.2f}x [{timing.speedup_low:.2f}, {timing.speedup_high:.2f}]"
+        return ["-"] * 5 + sizes
     return [
-        milliseconds(timing.p50_ms),
-        f"{half:.1f} %",
         milliseconds(timing.p90_ms),
         milliseconds(timing.p99_ms),
         milliseconds(timing.cpu_ms) if timing.cpu_ms else "-",
-        "" if base else ratio,
-        "" if base else row.verdict,
         f"{row.throughput or 0:.1f}",
         milliseconds(timing.load_ms),
         *sizes,

@@ -39,7 +39,8 @@ def document(found: Data) -> Document:
 
 
 def _summary(found: Data) -> list[Block]:
-    lines = []
+    why = found.get("refused")
+    lines = [f"REFUSED, no model was written: {why}"] if why else []
     for key, (name, written) in COSTS.items():
         before, after = found["before"][key], found["after"][key]
         lines.append(

@@ -139,7 +139,7 @@ def _totals(found: Report) -> Table:
         ("MACs", "macs", count),
         ("parameters", "params", count),
         ("file", "size_bytes", size),
-        ("peak activations", "peak_bytes", size),
+        ("peak activations, counted", "peak_bytes", size),
     ):
         before, after = getattr(found.before, key), getattr(found.after, key)
         totals.add_row(name, figure(before), figure(after), removed(before, after))
@@ -237,7 +237,7 @@ def inspection(found: Inspection, every: bool = False) -> RenderableType:
         ("MACs", count(found.macs)),
         ("parameters", count(found.params)),
         ("file", size(found.size_bytes)),
-        ("peak activations", size(found.peak_bytes)),
+        ("peak activations, counted", size(found.peak_bytes)),
     ):
         figures.add_row(name, text)
     rows, more = _capped(_largest_first(found.groups), every)
