@@ -1,7 +1,6 @@
 """What gradients cost: the bridge's module beside the native one it was exported from.
 
-    python -m benchmarks.finetune               # a training step, four nets (torch)
-    python -m benchmarks.finetune --resnet50    # also gradient scores of ResNet-50 (torchvision)
+    python -m benchmarks.finetune               # a training step of four nets, scores of ResNet-50
 
 Steps of both are taken in turn, on one thread; the ratio is that of the medians of CPU seconds.
 Gradient scores (``--criterion fisher``) of some batches are set against as many forward and
@@ -86,6 +85,39 @@ def compare(name: str, net: Any, shape: tuple[int, ...]) -> dict[str, Any]:
     return {"what": f"step of {name}", **medians(native, own, STEPS)}
 
 
+def resnet50() -> Any:
+    """ResNet-50 (He et al. 2015) with random weights."""
+    from torch import nn
+    from torch.nn import functional
+
+    from benchmarks.nets import norm
+
+    class Bottleneck(nn.Module):  # type: ignore[misc]
+        """relu(c(relu(b(relu(a(x))))) + skip(x))."""
+
+        def __init__(self, inputs: int, width: int, stride: int) -> None:
+            super().__init__()
+            self.a, self.b = norm(inputs, width, kernel=1), norm(width, width, stride)
+            self.c = norm(width, 4 * width, kernel=1)
+            same = inputs == 4 * width and stride == 1
+            self.skip = nn.Identity() if same else norm(inputs, 4 * width, stride, kernel=1)
+
+        def forward(self, x: Any) -> Any:
+            """x (n, c, h, w)."""
+            inner = functional.relu(self.b(functional.relu(self.a(x))))
+            return functional.relu(self.c(inner) + self.skip(x))
+
+    layers = [norm(3, 64, 2, kernel=7), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    width = 64
+    for stage, count in enumerate((3, 4, 6, 3)):
+        for block in range(count):
+            stride = 2 if stage and not block else 1
+            layers.append(Bottleneck(width, 64 << stage, stride))
+            width = 4 * (64 << stage)
+    tail = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 1000)]
+    return nn.Sequential(*layers, *tail)
+
+
 def scoring(net: Any, shape: tuple[int, ...], batches: int = 2) -> dict[str, Any]:
     """A row: gradient scores beside as many forward and backward passes of the native module."""
     import torch
@@ -108,9 +140,7 @@ def scoring(net: Any, shape: tuple[int, ...], batches: int = 2) -> dict[str, Any
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--resnet50", action="store_true", help="wants torchvision")
-    given = parser.parse_args()
+    argparse.ArgumentParser(description=__doc__).parse_args()
     import torch
 
     from benchmarks import nets
@@ -118,10 +148,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     rows = [compare(name, make(), (3, nets.SIDE, nets.SIDE)) for name, make in nets.NETS.items()]
-    if given.resnet50:
-        from torchvision.models import resnet50
-
-        rows.append(scoring(resnet50(), (3, 224, 224)))
+    rows.append(scoring(resnet50(), (3, 224, 224)))
     settings = {"batch": BATCH, "steps": STEPS, "threads": 1}
     save("finetune", rows, settings, {"torch": torch.__version__})
     columns = ("what", "native_s", "own_s", "ratio")

@@ -134,12 +134,30 @@ def test_gradients_are_clipped_and_the_rate_warms_up(tmp_path: Path) -> None:
 
 def test_a_fixed_batch_is_trained_several_at_a_time() -> None:
     """A file that takes one sample at a time learns as one that takes them all at once."""
-    one, many = (
-        onnxprune.finetune(classifier(batch=b), train=data(), **QUICK)[0] for b in (1, "N")
-    )
+    own = {**QUICK, "optimizer": "sgd", "clip": None}  # so that the gradient's size counts
+    one, many = (onnxprune.finetune(classifier(batch=b), train=data(), **own)[0] for b in (1, "N"))
     for name, value in weights(one).items():
-        own, other = (np.frombuffer(v, np.float32) for v in (value, weights(many)[name]))
-        np.testing.assert_allclose(own, other, rtol=1e-3, atol=1e-5)
+        single, joined = (np.frombuffer(v, np.float32) for v in (value, weights(many)[name]))
+        np.testing.assert_allclose(single, joined, rtol=1e-3, atol=1e-5)
+
+
+def test_a_running_mean_follows_the_weights() -> None:
+    from onnxprune.training.averages import Average
+
+    module = onnxprune.bridge(classifier())
+    average = Average(module, 0.9)
+    expected = module.get_parameter("fc1.bias").detach().clone()
+    for step in range(200):
+        with torch.no_grad():
+            module.get_parameter("fc1.bias").add_(1.0)
+        average.update(step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * module.get_parameter("fc1.bias").detach()
+    now = module.get_parameter("fc1.bias").detach().clone()
+    with average.applied():
+        torch.testing.assert_close(module.get_parameter("fc1.bias").detach(), expected)
+    torch.testing.assert_close(module.get_parameter("fc1.bias").detach(), now)
+    assert float((now - expected).mean()) == pytest.approx(9.0, abs=0.5)  # decay / (1 - decay)
 
 
 def mean_loss(outputs: dict[str, Any], labels: Any) -> Any:
@@ -353,6 +371,21 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(taught: onnx.ModelPr
     assert found.loss[0] < 1e-9
 
 
+def test_the_temperature_leaves_the_size_of_the_gradient() -> None:
+    """For scores that are small beside it."""
+    from onnxprune.training.distilling import _divergence
+
+    random = torch.Generator().manual_seed(0)
+    wanted = torch.randn(64, 10, generator=random)
+    sizes = []
+    for temperature in (20.0, 40.0):
+        scores = torch.randn(64, 10, generator=random).requires_grad_()
+        _divergence(scores, wanted, temperature).backward()
+        apart_ = scores - scores.mean(1, keepdim=True) - wanted + wanted.mean(1, keepdim=True)
+        sizes.append(float(scores.grad.norm() / apart_.detach().norm()))
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.1)
+
+
 def test_features_are_the_channels_that_survived() -> None:
     """A student whose kept channels are the teacher's has no loss inside the graph."""
     from onnxprune.choosing import analyse
@@ -503,6 +536,19 @@ def test_recovery_may_end_with_a_distillation(taught: onnx.ModelProto) -> None:
     assert found["distill"] < 0.7 * found[True]
     again, report = onnxprune.apply(taught, report.plan, calibration=x, recover="distill")
     assert apart(again, taught, new) == pytest.approx(found["distill"], rel=1e-3)
+
+
+def test_a_distillation_that_does_harm_is_dropped(
+    taught: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onnxprune.training import recovering
+
+    monkeypatch.setattr(recovering, "RATE", 1e3)
+    settings: dict[str, Any] = {"ratio": 0.5, "align": 1, "calibration": {"x": data(128, 3)["x"]}}
+    plain, _ = onnxprune.prune(taught, **settings)
+    small, report = onnxprune.prune(taught, recover="distill", **settings)
+    assert any("came no nearer the original" in note for note in report.notes)
+    assert weights(small) == weights(plain)
 
 
 def test_the_command_takes_ways_of_recovery(tmp_path: Path, taught: onnx.ModelProto) -> None:
