@@ -9,7 +9,8 @@ import pytest
 
 from onnxprune import runtime
 from onnxprune.coupling import Coupling
-from onnxprune.data import random_inputs
+from onnxprune.data import MOST, further_inputs, random_inputs
+from onnxprune.errors import RunError
 from onnxprune.files import load
 from onnxprune.passes.shrink import shrink
 from onnxprune.passes.verify import verify
@@ -389,3 +390,36 @@ def test_a_norm_that_onnx_runtime_fused_in_an_early_opset_has_a_shape(op: str) -
         proto.graph.initializer.append(onnx.numpy_helper.from_array(weight(5, 8), "beta"))
     coupling, _ = proven(proto)
     assert [group.name for group in coupling.groups] == ["w1:1", "w2:1"]
+
+
+def test_a_model_that_runs_at_one_length_is_proved_there() -> None:
+    proto = model(
+        [
+            node("Reshape", "x step", "s"),
+            node("MatMul", "s w1", "a"),
+            node("Relu", "a", "r"),
+            node("MatMul", "r w2", "y"),
+        ],
+        {"x": ["n", "t"]},
+        {"y": [1, 3]},
+        {"step": np.array([1, 256]), "w1": weight(1, 256, 8), "w2": weight(2, 8, 3)},
+    )
+    coupling, _ = proven(proto)
+    assert [group.name for group in coupling.groups] == ["w1:1"]
+    assert all(
+        max(array.size for array in feeds.values()) <= MOST
+        for feeds in further_inputs(coupling.model, 0)
+    )
+
+
+def test_a_model_that_runs_at_no_length_says_so() -> None:
+    proto = model(
+        [node("Reshape", "x step", "s"), node("MatMul", "s w1", "a"), node("MatMul", "a w2", "y")],
+        {"x": ["n", "t"]},
+        {"y": [1, 3]},
+        {"step": np.array([1, 7]), "w1": weight(1, 7, 8), "w2": weight(2, 8, 3)},
+    )
+    coupling = coupled(proto)
+    keep = halves(coupling)
+    with pytest.raises(RunError, match=r"the original fails on random inputs: .*--inputs FILE"):
+        verify(coupling, keep, shrink(coupling, keep))
