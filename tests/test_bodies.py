@@ -11,7 +11,9 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
+from onnxprune.coupling import Coupling
 from onnxprune.passes.shrink import shrink
+from onnxprune.passes.verify import verify
 from tests.graphs import coupled, halves, model, node, weight
 from tests.test_control import BOOL, EXACT, FLOAT, INT, graph, outputs, silenced
 
@@ -33,6 +35,11 @@ def agree(small: onnx.ModelProto, silent: onnx.ModelProto, feeds: Mapping[str, A
         a.shape == b.shape and np.abs(a - b).max() <= EXACT * np.abs(b).max() and np.ptp(b) > 0.1
         for a, b in pairs
     )
+
+
+def bodies(coupling: Coupling) -> dict[str, int]:
+    """How many bodies of each If are looked into."""
+    return {own.key: len(own.bodies) for own in coupling.model.every if "If" in own.op}
 
 
 def counting(initial: str) -> onnx.ModelProto:
@@ -87,3 +94,58 @@ def test_what_each_step_gives_is_not_what_the_loop_gives(initial: str) -> None:
     small, silent = small_and_silent(proto)
     for steps in (1, 4):
         assert agree(small, silent, {"x": X, "n": np.array(steps)})
+
+
+def choosing(condition: list[onnx.NodeProto], width: int | str = 3) -> onnx.ModelProto:
+    """x (n, 4) -> an If of two layers, 8 wide -> 3; nodes make the condition ``c``."""
+    sides = {
+        f"{side}_branch": graph(
+            [node("MatMul", f"x w_{side}", f"h_{side}")],
+            [(f"h_{side}", FLOAT)],
+            **{f"w_{side}": weight(seed, 4, 8)},
+        )
+        for seed, side in enumerate(("then", "else"))
+    }
+    return model(
+        [*condition, node("If", "c", "m", **sides), node("MatMul", "m w2", "y")],
+        {"x": [width, 4]},
+        {"y": [width, 3]},
+        {
+            "w2": weight(6, 8, 3),
+            "zero": np.array(0),
+            "one": np.array(1),
+            "d": np.array(True),
+        },
+    )
+
+
+@pytest.mark.parametrize(("listed", "version"), [(True, 8), (True, 3), (False, 8)])
+def test_a_condition_that_a_caller_may_give_is_not_known(listed: bool, version: int) -> None:
+    proto = choosing([node("Not", "d", "c")])
+    proto.ir_version = version
+    if listed:
+        for tensor in proto.graph.initializer:
+            proto.graph.input.add().CopyFrom(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
+    free = listed and version >= 4
+    assert bodies(coupled(proto)) == {"m": 2 if free else 1}
+    if free:
+        small, silent = small_and_silent(proto)
+        for feeds in ({}, {"d": np.array(True)}, {"d": np.array(False)}):
+            assert agree(small, silent, {"x": X, **feeds})
+
+
+@pytest.mark.parametrize("width", ["n", 3])
+def test_a_condition_that_another_branch_computes_of_a_size_is_not_known(width: int | str) -> None:
+    sizes = [node("Shape", "x", "s"), node("Gather", "s zero", "rows")]
+    inner = graph([*sizes, node("Equal", "rows one", "single")], [("single", BOOL)])
+    other = graph([node("Identity", "d", "same")], [("same", BOOL)])
+    proto = choosing([node("If", "d", "c", then_branch=inner, else_branch=other)], width)
+    coupling = coupled(proto)
+    assert bodies(coupling) == {"c": 1, "m": 2 if width == "n" else 1}
+    keep = halves(coupling)
+    assert verify(coupling, keep, shrink(coupling, keep)).ok
+    small, silent = small_and_silent(proto)
+    for rows in (1, 2, 3) if width == "n" else (3,):
+        assert agree(small, silent, {"x": X[:rows]})
