@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import onnx
 
-from onnxprune.model import Array, Node, Sample, each, mapped, subgraphs
+from onnxprune.model import Array, Node, Sample, each, mapped, operator, subgraphs
 from onnxprune.rules.control import branch, decides
-from onnxprune.rules.tables import CASTS, MOVES
+from onnxprune.rules.tables import CASTS, DRAWS, DRAWS_IN_TRAINING, MOVES
 from onnxprune.rules.values import SIZES
 
 
@@ -101,6 +101,15 @@ def restore(proto: onnx.ModelProto, old: Mapping[str, str]) -> None:
         for node in graph.node:
             node.input[:] = [old.get(name, name) for name in node.input]
             node.output[:] = [old.get(name, name) for name in node.output]
+
+
+def draws(node: onnx.NodeProto) -> bool:
+    """Whether a node, or any in its bodies, gives other values in each run."""
+    op = operator(node)
+    position = DRAWS_IN_TRAINING.get(op, len(node.input))
+    if op in DRAWS or any(node.input[position : position + 1]):
+        return True
+    return any(draws(inner) for body in subgraphs(node) for inner in body.node)
 
 
 def settled(

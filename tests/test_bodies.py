@@ -10,7 +10,10 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
+from onnxprune import runtime
+from onnxprune.cost import cost_model
 from onnxprune.coupling import Coupling
 from onnxprune.passes.shrink import shrink
 from onnxprune.passes.verify import verify
@@ -49,7 +52,7 @@ def counting(initial: str) -> onnx.ModelProto:
         node("Shape", "x", "s"),
         node("Slice", "s zero one", "k"),
     ]
-    state = [("i_in", INT, [])] if initial else []
+    state: list[tuple[str, int, list[int]]] = [("i_in", INT, [])] if initial else []
     if state:
         step.append(node("Identity", "i_in", "i_out"))
     body = graph(
@@ -57,7 +60,7 @@ def counting(initial: str) -> onnx.ModelProto:
         [("c_out", BOOL), *(("i_out", INT) for _ in state), ("k", INT)],
         [("i", INT, []), ("c_in", BOOL, []), *state],
     )
-    proto = model(
+    return model(
         [
             node("Loop", f"n true {initial}".strip(), f"{'last ' * len(state)}ks", body=body),
             node("ReduceSum", "ks", "total", keepdims=0),
@@ -82,7 +85,6 @@ def counting(initial: str) -> onnx.ModelProto:
         },
         n=INT,
     )
-    return proto
 
 
 @pytest.mark.parametrize("initial", ["", "three"])
@@ -98,14 +100,11 @@ def test_what_each_step_gives_is_not_what_the_loop_gives(initial: str) -> None:
 
 def choosing(condition: list[onnx.NodeProto], width: int | str = 3) -> onnx.ModelProto:
     """x (n, 4) -> an If of two layers, 8 wide -> 3; nodes make the condition ``c``."""
-    sides = {
-        f"{side}_branch": graph(
-            [node("MatMul", f"x w_{side}", f"h_{side}")],
-            [(f"h_{side}", FLOAT)],
-            **{f"w_{side}": weight(seed, 4, 8)},
-        )
-        for seed, side in enumerate(("then", "else"))
-    }
+    sides = {}
+    for seed, side in enumerate(("then", "else")):
+        own: dict[str, Any] = {f"w_{side}": weight(seed, 4, 8)}
+        layer = node("MatMul", f"x w_{side}", f"h_{side}")
+        sides[f"{side}_branch"] = graph([layer], [(f"h_{side}", FLOAT)], **own)
     return model(
         [*condition, node("If", "c", "m", **sides), node("MatMul", "m w2", "y")],
         {"x": [width, 4]},
@@ -149,3 +148,69 @@ def test_a_condition_that_another_branch_computes_of_a_size_is_not_known(width: 
     small, silent = small_and_silent(proto)
     for rows in (1, 2, 3) if width == "n" else (3,):
         assert agree(small, silent, {"x": X[:rows]})
+
+
+def drawing(kind: str) -> list[onnx.NodeProto]:
+    """Nodes that make ``r`` (8, 8) of the stored ``k``: other values in each run."""
+    if kind == "Dropout":
+        return [node("Dropout", "k half d", "r")]
+    if kind == "RandomNormalLike":
+        return [node("RandomNormalLike", "k", "r")]
+    inner = [node("Identity", "c_in", "c_out"), node("Bernoulli", "s_in", "s_out")]
+    body = graph(
+        inner,
+        [("c_out", BOOL), ("s_out", FLOAT)],
+        [("i", INT, []), ("c_in", BOOL, []), ("s_in", FLOAT, [8, 8])],
+    )
+    return [node("Loop", "one d k", "r", body=body)]
+
+
+def noisy(kind: str, output: bool) -> onnx.ModelProto:
+    """x (3, 4) -> 8 -> times what is drawn -> 3; or what is drawn is added to an output."""
+    ends = [node("MatMul", "g w2", "y")]
+    if output:
+        ends = [node("MatMul", "h w2", "u"), node("ReduceSum", "g", "v"), node("Add", "u v", "y")]
+    layers = [node("MatMul", "x w1", "h"), node("MatMul", "x_wide r", "g")]
+    if not output:
+        layers[1].input[0] = "h"
+    return model(
+        [*drawing(kind), *layers, *ends],
+        {"x": [3, 4], **({"x_wide": [3, 8]} if output else {})},
+        {"y": [3, 3]},
+        {
+            "k": weight(1, 8, 8) % 1,
+            "w1": weight(2, 4, 8),
+            "w2": weight(3, 8, 3),
+            "d": np.array(True),
+            "one": np.array(1),
+            "half": np.array(0.5, np.float32),
+        },
+    )
+
+
+DRAWING = ("Dropout", "Loop", "RandomNormalLike")
+
+
+@pytest.mark.parametrize("kind", DRAWING)
+def test_what_is_drawn_is_no_constant(kind: str) -> None:
+    coupling = coupled(noisy(kind, output=False))
+    assert "r" not in coupling.model.params
+    assert any("r" in own.outputs for own in coupling.model.nodes)
+    assert cost_model(coupling).work.elements["r"][0] > 0
+    small = shrink(coupling, halves(coupling))
+    session = runtime.session(small, None)
+    first, other = (runtime.run(session, {"x": X}, ["y"])[0] for _ in range(2))
+    assert np.abs(first - other).max() > 0.01
+
+
+@pytest.mark.parametrize("kind", DRAWING)
+def test_a_refusal_tells_that_the_model_draws(kind: str) -> None:
+    coupling = coupled(noisy(kind, output=True))
+    keep = halves(coupling)
+    small = shrink(coupling, keep)
+    wrong = next(t for t in small.graph.initializer if t.name == "w2")
+    wrong.CopyFrom(numpy_helper.from_array(2 * numpy_helper.to_array(wrong), "w2"))
+    found = verify(coupling, keep, small)
+    assert found.failure
+    told = f"; node 'n_r' ({kind}) draws random numbers, so that runs may differ by themselves"
+    assert found.failure.endswith(told)
