@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import onnx
 
-from onnxprune.model import Array, Node, Sample, each, mapped, subgraphs
+from onnxprune.model import Array, Node, Sample, each, mapped, operator, subgraphs
 from onnxprune.rules.control import branch, decides
-from onnxprune.rules.tables import CASTS, MOVES
+from onnxprune.rules.tables import CASTS, DRAWS, DRAWS_IN_TRAINING, MOVES
 from onnxprune.rules.values import SIZES
 
 
@@ -115,16 +115,34 @@ def restore(proto: onnx.ModelProto, old: Mapping[str, str]) -> None:
             node.output[:] = [old.get(name, name) for name in node.output]
 
 
-def settled(nodes: Sequence[Node], samples: Sequence[Sample]) -> tuple[Node, ...]:
-    """The nodes; an If whose condition is the same at all sizes has only the body that runs.
+def draws(node: onnx.NodeProto) -> bool:
+    """Whether a node, or any in its bodies, gives other values in each run."""
+    op = operator(node)
+    position = DRAWS_IN_TRAINING.get(op, len(node.input))
+    if op in DRAWS or any(node.input[position : position + 1]):
+        return True
+    return any(draws(inner) for body in subgraphs(node) for inner in body.node)
+
+
+def settled(
+    nodes: Sequence[Node], samples: Sequence[Sample], given: Collection[str]
+) -> tuple[Node, ...]:
+    """The nodes; an If whose condition is the same in all runs has only the body that runs.
 
     That two choices of the dynamic sizes agree is not enough: the size 1 is neither of them. So a
-    condition counts as known where nothing on the way to it is computed from a dynamic size.
+    condition counts as known where nothing on the way to it is computed from a dynamic size, or
+    from what a caller may give.
+
+    Args:
+        nodes: the nodes.
+        samples: what is known of their values.
+        given: the values that a caller may give, those with a stored default too.
     """
     makers = {name: node for node in each(nodes) for name in node.outputs if name}
+    fixed = _Fixed(makers, samples, frozenset(given))
 
     def settle(node: Node) -> Node:
-        if not decides(node) or not _is_fixed(node.inputs[0], makers, samples):
+        if not decides(node) or not fixed.holds(node.inputs[0]):
             return node
         value = samples[0].constants[node.inputs[0]]
         return replace(node, bodies=(node.bodies[branch(node, bool(value.reshape(-1)[0]))],))
@@ -132,30 +150,38 @@ def settled(nodes: Sequence[Node], samples: Sequence[Sample]) -> tuple[Node, ...
     return tuple(mapped(node, settle) for node in nodes)
 
 
-def _agreed(name: str, samples: Sequence[Sample]) -> bool:
-    found: list[Array | None] = [sample.constants.get(name) for sample in samples]
-    first = found[0]
-    return first is not None and all(
-        x is not None and x.shape == first.shape and bool((x == first).all()) for x in found
-    )
+@dataclass(frozen=True)
+class _Fixed:
+    """What is the same in all runs: by its makers, its values in each sample, what is given."""
 
+    makers: Mapping[str, Node]
+    samples: Sequence[Sample]
+    given: frozenset[str]
 
-def _is_fixed(name: str, makers: Mapping[str, Node], samples: Sequence[Sample]) -> bool:
-    """Whether a value is the same at all sizes."""
-    if not _agreed(name, samples):
-        return False
-    node = makers.get(name)
-    if node is None or node.op in SIZES:
-        return True
-    if all(_is_fixed(x, makers, samples) for x in node.inputs if x):
-        return True
-    others = all(_is_fixed(x, makers, samples) for x in node.inputs[1:] if x)
-    return others and _picks(name, makers)
+    def holds(self, name: str) -> bool:
+        """Whether a value is the same at all sizes, whatever a caller gives."""
+        if name in self.given or not self._agreed(name):
+            return False
+        node = self.makers.get(name)
+        if node is None or node.op in SIZES:
+            return True
+        reads = [*node.inputs, *(x for body in node.bodies for x in body.outputs)]
+        if all(self.holds(x) for x in reads if x):
+            return True
+        others = all(self.holds(x) for x in reads[1:] if x)
+        return others and self._picks(name)
 
+    def _agreed(self, name: str) -> bool:
+        """Whether a value is known, and the same in all samples."""
+        found: list[Array | None] = [sample.constants.get(name) for sample in self.samples]
+        first = found[0]
+        return first is not None and all(
+            x is not None and x.shape == first.shape and bool((x == first).all()) for x in found
+        )
 
-def _picks(name: str, makers: Mapping[str, Node]) -> bool:
-    """Whether the elements of a value are sizes as they are, of which some may be dynamic."""
-    node = makers.get(name)
-    if node is None or node.op in SIZES:
-        return node is not None
-    return node.op in MOVES | CASTS and _picks(node.inputs[0], makers)
+    def _picks(self, name: str) -> bool:
+        """Whether the elements of a value are sizes as they are, of which some may be dynamic."""
+        node = self.makers.get(name)
+        if node is None or node.op in SIZES:
+            return node is not None
+        return node.op in MOVES | CASTS and self._picks(node.inputs[0])

@@ -20,6 +20,7 @@ import onnx
 
 from onnxprune import dynamic
 from onnxprune.axes import Values
+from onnxprune.bodies import draws
 from onnxprune.coupling import Coupling
 from onnxprune.model import Model, Node, itemsize
 from onnxprune.polynomials import ROW_OF_ONE, Indices, Polynomials, Sizes, SizeTable, tally
@@ -257,7 +258,7 @@ def _constant_values(model: Model) -> set[str]:
     constant = {*model.params, *(name for name in known if model.constant(name) is not None)}
     for node in model.nodes:
         reads = [name for name in node.inputs if name]
-        if reads and not node.captured and constant.issuperset(reads):
+        if reads and not node.captured and constant.issuperset(reads) and not draws(node.proto):
             constant.update(node.outputs)
     return constant
 

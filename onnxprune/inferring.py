@@ -124,7 +124,8 @@ def _enter(node: Node, known: Known, given: set[str], weights: set[str]) -> None
     for link in leaving:
         if link.value not in carried:
             _follow(link, known)
-            if len(link.sources) == 1 and link.sources[0] in known.constants and not carried:
+            alone = len(link.sources) == 1 and link.gained is None  # else each step adds its own
+            if alone and link.sources[0] in known.constants:
                 _note(known, link.value, known.constants[link.sources[0]])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Set
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import onnx
@@ -30,6 +31,8 @@ from onnxprune.model import (
 from onnxprune.rules import Row
 from onnxprune.rules.control import opens
 from onnxprune.rules.values import is_small
+
+DEFAULTED_FROM: Final = 4  # from this IR version on an initializer among the inputs is a default
 
 
 def view(
@@ -58,9 +61,11 @@ def view(
         if is_small(param.shape, helper.tensor_dtype_to_np_dtype(param.dtype))
     }
     light = shapes.skeleton(proto, constants)
+    optional = proto.ir_version >= DEFAULTED_FROM
+    may_come = {i.name for i in proto.graph.input if optional or i.name not in constants}
     while True:
         samples, dtypes, held = shapes.best_samples(proto, light, nodes, small, rules or {})
-        told = list(nodes) if held else list(settled(nodes, samples))
+        told = list(nodes) if held else list(settled(nodes, samples, may_come))
         if len([*each(told)]) == len([*each(nodes)]):
             break
         nodes = told

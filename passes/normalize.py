@@ -6,7 +6,7 @@
   several nodes read is a true tie (an embedding and its output head) and stays one.
 - A constant computed in the graph by an operator that contracts, mixes or keeps axes whole (weight
   standardisation, weight norm, a bias with zeros scattered in) is a parameter of its own, folded
-  when its values are needed.
+  when its values are needed. What draws random numbers makes no constants.
 
 Only the view changes: the protobuf stays as it was, and shrink writes copies where uses differ.
 """
@@ -21,6 +21,7 @@ from functools import partial
 import numpy as np
 
 from onnxprune import runtime
+from onnxprune.bodies import draws
 from onnxprune.model import Array, Model, Node, Param, mapped, placed
 from onnxprune.notation import is_whole
 from onnxprune.rules import RENAMES, Row, Unprunable, fit_node
@@ -115,7 +116,7 @@ def _folded(model: Model, rules: Mapping[str, Row]) -> Model:
     nodes: list[Node] = []
     for node in model.nodes:
         reads = [name for name in node.inputs if name]
-        fixed = bool(reads) and not node.captured
+        fixed = bool(reads) and not node.captured and not draws(node.proto)
         fixed = fixed and all(name in constant or name in known for name in reads)
         if fixed and not all(name in known for name in node.outputs):
             constant.update(node.outputs)

@@ -26,6 +26,7 @@ import onnx
 from onnx import TensorProto
 
 from onnxprune import compare
+from onnxprune.bodies import draws
 from onnxprune.checks import complaint, contract
 from onnxprune.coupling import Coupling
 from onnxprune.errors import RunError
@@ -189,7 +190,7 @@ def _verdict(run: Prepared, limit: float, adaptive: bool) -> Verification:
     return Verification(
         limit,
         (*checks, *worst),
-        _explained(run, wrong) if wrong else None,
+        _explained(run, wrong) + _drawn(run.model) if wrong else None,
         max(noise.values(), default=None),
         len(inner),
         sum(check.count for check in inner if not check.blind),
@@ -277,6 +278,16 @@ def _explained(run: Prepared, wrong: Sequence[Check]) -> str:
         if first:
             return f"{text}; the first value that diverges is {first}"
     return f"{text}; no value before it does"
+
+
+def _drawn(model: Model) -> str:
+    """Why a difference may be no fault of the pruning; nothing if all is computed."""
+    found = next((node for node in model.nodes if draws(node.proto)), None)
+    return (
+        f"; {found.label} draws random numbers, so that runs may differ by themselves"
+        if found
+        else ""
+    )
 
 
 def _differs(check: Check) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from onnxprune.rules.tables import DRAWS
+
 _STANDARD: Final = {
     "its bodies carry the channels, of whatever operators stand in them": "If Loop Scan",
     "its body is not looked into": "SequenceMap",
@@ -11,9 +13,7 @@ _STANDARD: Final = {
     "it carries a state from call to call, in an order of its own": (
         "CausalConvWithState LinearAttention TensorScatter"
     ),
-    "it draws random numbers": (
-        "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike"
-    ),
+    "it draws random numbers": " ".join(sorted(x for x in DRAWS if "::" not in x)),
     "it makes or takes a spectrum: every index depends on every other": (
         "BlackmanWindow DFT HammingWindow HannWindow MelWeightMatrix STFT"
     ),

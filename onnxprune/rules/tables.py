@@ -172,6 +172,15 @@ SCALED: Final = dict.fromkeys(
 NORMS: Final = frozenset({"BatchNormalization"})
 # Operators that make probabilities of class scores: a loss reads the scores.
 PROBABILITIES: Final = frozenset({"Softmax"})
+# Operators that give other values in each run, and those that do where an operand is there that
+# may say that they are trained: what they make of constants is none.
+DRAWS: Final = frozenset(
+    {
+        *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"),
+        *("RandomUniformLike", "com.microsoft::Sampling"),
+    }
+)
+DRAWS_IN_TRAINING: Final = {"Dropout": 2}
 # Operators that choose at run time which rows there are, and in what order.
 PICKING: Final = ORDERING | {"Compress", "Unique"}
 # Operators that put values side by side, which may differ in size by orders of magnitude.
