@@ -538,6 +538,33 @@ def test_recovery_may_end_with_a_distillation(taught: onnx.ModelProto) -> None:
     assert apart(again, taught, new) == pytest.approx(found["distill"], rel=1e-3)
 
 
+def test_settings_in_constant_nodes_are_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ReLU6 as exporters write it: a Clip with bounds that nodes hold."""
+    from onnx import helper
+
+    from onnxprune.training import recovering
+
+    monkeypatch.setattr(recovering, "STEPS", 12)
+    proto = classifier(16)
+    bounds = [
+        helper.make_node("Constant", [], [name], value_float=value)
+        if name == "high"
+        else helper.make_node(
+            "Constant", [], [name], value=onnx.numpy_helper.from_array(np.array(value, np.float32))
+        )
+        for name, value in (("low", 0.0), ("high", 6.0))
+    ]
+    proto.graph.node[1].CopyFrom(helper.make_node("Clip", ["h", "low", "high"], ["a"]))
+    for place, own in enumerate(bounds):
+        proto.graph.node.insert(place, own)
+    x = {"x": data(128, 3)["x"]}
+    small, report = onnxprune.prune(proto, ratio=0.5, align=1, calibration=x, recover="distill")
+    assert report.verification is not None
+    assert report.verification.ok
+    assert not {"low", "high"} & set(report.plan.recovered)
+    assert len(small.graph.node) == len(proto.graph.node)
+
+
 def test_a_distillation_that_does_harm_is_dropped(
     taught: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
