@@ -17,6 +17,7 @@ from onnxprune.notation import Fit
 from onnxprune.rules import Row, Unprunable, fit_node
 from onnxprune.rules.control import Link, links
 from onnxprune.rules.tables import DEQUANTIZES, UNREAD
+from onnxprune.stubs import is_replaceable
 
 INTEGERS: Final = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})
 Layouts = dict[str, tuple[Layout, ...]]
@@ -119,6 +120,9 @@ class _Walk:
             self.operand(name)
             if name not in linked:
                 self.freeze_all(name, steers)
+        for name in () if is_replaceable(node, self.model) else node.unseen:
+            self.operand(name)
+            self.freeze_all(name, because("a branch of it that never runs reads this", node))
         for link in entering:
             self.follow(node, link)
         for body in node.bodies:

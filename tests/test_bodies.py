@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from onnxprune import runtime
+from onnxprune.axes import Reason
+from onnxprune.bodies import graphs
 from onnxprune.cost import cost_model
 from onnxprune.coupling import Coupling
 from onnxprune.passes.shrink import shrink
@@ -214,3 +216,131 @@ def test_a_refusal_tells_that_the_model_draws(kind: str) -> None:
     assert found.failure
     told = f"; node 'n_r' ({kind}) draws random numbers, so that runs may differ by themselves"
     assert found.failure.endswith(told)
+
+
+def one_way(dead: onnx.GraphProto, known: bool = True, **weights: Array) -> onnx.ModelProto:
+    """x (3, 4) -> 8 -> an If that hands it on, always, or runs another body -> 3."""
+    body = graph([node("Identity", "h", "same")], [("same", FLOAT)])
+    return model(
+        [
+            node("MatMul", "x w1", "h"),
+            node("If", "d", "m", then_branch=body, else_branch=dead),
+            node("MatMul", "m w2", "y"),
+        ],
+        {"x": [3, 4], **({} if known else {"d": []})},
+        {"y": [3, 3]},
+        {
+            "w1": weight(2, 4, 8),
+            "w2": weight(3, 8, 3),
+            **({"d": np.array(True)} if known else {}),
+            **weights,
+        },
+        d=BOOL,
+    )
+
+
+def another(operand: str) -> onnx.GraphProto:
+    """A body that has a weight of its own for what it reads, 8 wide."""
+    own: dict[str, Any] = {"v": weight(7, 8, 8)}
+    return graph([node("MatMul", f"{operand} v", "other")], [("other", FLOAT)], **own)
+
+
+def sizes(proto: onnx.ModelProto) -> int:
+    """How many numbers of floats a model holds."""
+    found = (t for own in graphs(proto.graph) for t in own.initializer if t.data_type == FLOAT)
+    return sum(int(np.prod(t.dims)) for t in found)
+
+
+def nested(dead: onnx.GraphProto) -> onnx.ModelProto:
+    """The same inside of a body of an If that goes either way."""
+    body = graph(
+        [
+            node("Identity", "h", "same"),
+            node("If", "true", "r", then_branch=_then(), else_branch=dead),
+        ],
+        [("r", FLOAT)],
+        true=np.array(True),
+    )
+    return one_way(body, known=False)
+
+
+def _then() -> onnx.GraphProto:
+    return graph([node("Relu", "h", "relu")], [("relu", FLOAT)])
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_branch_that_never_runs_holds_nothing_back(inner: bool) -> None:
+    proto = nested(another("h")) if inner else one_way(another("h"))
+    coupling = coupled(proto)
+    assert [group.name for group in coupling.groups] == ["w1:1"]
+    keep = halves(coupling)
+    small = shrink(coupling, keep)
+    found = verify(coupling, keep, small)
+    assert found.ok, found.failure
+    assert sizes(small) == 4 * 4 + 4 * 3
+    silent = silenced(proto, coupling, keep)
+    for side in (True, False) if inner else (True,):
+        assert agree(small, silent, {"x": X, **({"d": np.array(side)} if inner else {})})
+    shape = inferred(small)["m"]
+    assert shape == [3, 4]
+
+
+def inferred(proto: onnx.ModelProto) -> dict[str, list[int]]:
+    """The shapes that onnx infers."""
+    known = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True).graph
+    return {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in known.value_info}
+
+
+def test_a_branch_that_never_runs_stays_where_nothing_in_it_goes() -> None:
+    proto = one_way(another("xx"), xx=weight(1, 3, 8))
+    coupling = coupled(proto)
+    small = shrink(coupling, halves(coupling))
+    before, after = ([*graphs(own.graph)][2] for own in (proto, small))
+    assert before == after
+    assert sizes(small) == 4 * 4 + 4 * 3 + 8 * 8 + 3 * 8
+
+
+@pytest.mark.parametrize("shared", ["w1", "b"])
+def test_what_a_branch_that_never_runs_shares_is_held_and_counted_once(shared: str) -> None:
+    body = [node("MatMul", "x w1", "z"), node("Add", "z b", "other")]
+    dead = graph(body if shared == "w1" else [node("Identity", "b", "other")], [("other", FLOAT)])
+    proto = one_way(dead, b=weight(5, 8))
+    proto.graph.node[0].output[0] = proto.graph.node[0].name = "h0"
+    proto.graph.node.insert(1, node("Add", "h0 b", "h"))
+    coupling = coupled(proto)
+    keep = halves(coupling)
+    small = shrink(coupling, keep)
+    assert verify(coupling, keep, small).ok
+    counts = {group.factor: 4 for group in coupling.groups}
+    costs = cost_model(coupling)
+    assert costs.cost({}).params == sizes(proto) == 4 * 8 + 8 + 8 * 3
+    assert costs.cost(counts).params == sizes(small) == 4 * 4 + 4 + 4 * 3
+    names = [t.name for t in proto.graph.initializer]
+    assert [t.name for t in small.graph.initializer] == names
+
+
+def test_a_branch_that_no_stub_can_stand_for_holds_what_it_reads() -> None:
+    own: dict[str, Any] = {"v": weight(7, 8, 8)}
+    other = [node("MatMul", "h v", "o"), node("SequenceConstruct", "o", "other")]
+    dead = graph(other, [("other", FLOAT)], **own)
+    proto = one_way(dead)
+    then = graph([node("SequenceConstruct", "x", "same")], [("same", FLOAT)])
+    kind = onnx.helper.make_sequence_type_proto(onnx.helper.make_tensor_type_proto(FLOAT, None))
+    for body, attribute in zip((dead, then), proto.graph.node[1].attribute, strict=True):
+        body.output[0].type.CopyFrom(kind)
+        attribute.g.CopyFrom(body)
+    del proto.graph.node[2]
+    proto.graph.node.extend(
+        [
+            node("MatMul", "h w2", "u"),
+            node("SequenceLength", "m", "count"),
+            node("Cast", "count", "number", to=FLOAT),
+            node("Add", "u number", "y"),
+        ]
+    )
+    coupling = coupled(proto)
+    assert bodies(coupling) == {"m": 1}
+    assert coupling.groups == ()
+    reason = Reason("a branch of it that never runs reads this", 1)
+    assert coupling.factors.reason(coupling.layouts["h"][1]) == reason
+    assert outputs(shrink(coupling, {}), {"x": X})[0].shape == (3, 3)
