@@ -83,12 +83,12 @@ class _Walk:
 
     def visit(self, node: Node) -> None:
         """Bind the letters of a node's rule; a node without one freezes all that it touches."""
-        known = [sample.constants for sample in self.model.samples]
-        if node.outputs and all(x in own for own in known for x in node.outputs if x):
-            return  # shape arithmetic: its values depend on no channel
         if node.bodies:
             self.control(node)
             return
+        known = [sample.constants for sample in self.model.samples]
+        if node.outputs and all(x in own for own in known for x in node.outputs if x):
+            return  # shape arithmetic: its values depend on no channel
         try:
             if node.captured:
                 raise Unprunable("its bodies are not looked into")

@@ -19,7 +19,7 @@ from onnxprune.cost import cost_model
 from onnxprune.coupling import Coupling
 from onnxprune.passes.shrink import shrink
 from onnxprune.passes.verify import verify
-from tests.graphs import coupled, halves, model, node, weight
+from tests.graphs import coupled, halves, keeping, model, node, weight
 from tests.test_control import BOOL, EXACT, FLOAT, INT, graph, outputs, silenced
 
 Array = NDArray[Any]
@@ -344,3 +344,34 @@ def test_a_branch_that_no_stub_can_stand_for_holds_what_it_reads() -> None:
     reason = Reason("a branch of it that never runs reads this", 1)
     assert coupling.factors.reason(coupling.layouts["h"][1]) == reason
     assert outputs(shrink(coupling, {}), {"x": X})[0].shape == (3, 3)
+
+
+def measured(stated: bool) -> onnx.ModelProto:
+    """x (3, 4) -> 8 -> 3; an If that always gives the sizes of a product of the 8 with 5."""
+    then = [node("MatMul", "h v", "hv"), node("Shape", "hv", "s")]
+    other = graph([node("Shape", "x", "s_x")], [("s_x", INT)])
+    own: dict[str, Any] = {"v": weight(7, 8, 5)}
+    body = graph(then, [("s", INT)], **own)
+    for value in (body.output[0], other.output[0]) if stated else ():
+        value.type.tensor_type.shape.dim.add().dim_value = 2
+    proto = one_way(other)
+    proto.graph.node[1].CopyFrom(node("If", "d", "m", then_branch=body, else_branch=other))
+    proto.graph.node[2].input[0] = "h"
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("m", INT, [2]))
+    return proto
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_body_whose_result_is_known_is_pruned_along(stated: bool) -> None:
+    proto = measured(stated)
+    coupling = coupled(proto)
+    assert {(m.param, m.axis) for m in coupling.groups[0].members} == {
+        *(("w1", 1), ("v", 0), ("w2", 0)),
+    }
+    keep = keeping(coupling, w1=[0, 2, 3, 6])
+    small = shrink(coupling, keep)
+    found = verify(coupling, keep, small)
+    assert found.ok, found.failure
+    assert sizes(small) == 4 * 4 + 4 * 5 + 4 * 3
+    wide, narrow = (outputs(own, {"x": X})[1] for own in (proto, small))
+    assert wide.tolist() == narrow.tolist() == [3, 5]
