@@ -305,8 +305,9 @@ class _Shrink:
             dims = value.type.tensor_type.shape.dim
             for dim, size in zip(dims, stored.get(value.name, ()), strict=False):
                 dim.dim_value = size
-            layouts = self.coupling.layouts.get(value.name, ())
-            if value.name in stored or len(dims) != len(layouts):
+            layouts = self.coupling.layouts.get(value.name)
+            states = value.type.tensor_type.HasField("shape")
+            if not states or layouts is None or len(dims) != len(layouts) or value.name in stored:
                 continue
             sizes = self.model.shape(value.name) or (None,) * len(dims)
             for dim, layout, size in zip(dims, layouts, sizes, strict=True):

@@ -375,3 +375,23 @@ def test_a_body_whose_result_is_known_is_pruned_along(stated: bool) -> None:
     assert sizes(small) == 4 * 4 + 4 * 5 + 4 * 3
     wide, narrow = (outputs(own, {"x": X})[1] for own in (proto, small))
     assert wide.tolist() == narrow.tolist() == [3, 5]
+
+
+@pytest.mark.parametrize("stated", [True, False])
+@pytest.mark.parametrize("inside", [True, False])
+def test_sizes_whose_annotation_may_state_no_shape(stated: bool, inside: bool) -> None:
+    proto = measured(stated)
+    proto.graph.node.insert(1, node("Shape", "h", "s_h"))
+    proto.graph.node[2].attribute[1].g.node.insert(1, node("Shape", "h", "s_in"))
+    note = onnx.helper.make_tensor_value_info(
+        "s_in" if inside else "s_h", INT, [2] if stated else None
+    )
+    place = proto.graph.node[2].attribute[1].g if inside else proto.graph
+    place.value_info.append(note)
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("s_h", INT, [2]))
+    coupling = coupled(proto)
+    keep = keeping(coupling, w1=[0, 2, 3, 6])
+    small = shrink(coupling, keep)
+    assert verify(coupling, keep, small).ok
+    place = small.graph.node[2].attribute[1].g if inside else small.graph
+    assert [*place.value_info] == [note]
