@@ -29,10 +29,9 @@ TYPES: Final = frozenset(
 
 def idle(node: Node) -> int | None:
     """Which body of a node never runs, by its place among its attributes; None if each may."""
-    every = [*subgraphs(node.proto)]
-    if node.op not in LINKS or not 0 < len(node.bodies) < len(every):
-        return None
-    return next(k for k, body in enumerate(every) if body is not node.bodies[0].proto)
+    seen = {body.place for body in node.bodies}
+    others = [k for k, _ in enumerate(subgraphs(node.proto)) if k not in seen]
+    return others[0] if node.op in LINKS and seen and others else None
 
 
 def is_replaceable(node: Node, model: Model) -> bool:

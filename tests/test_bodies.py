@@ -395,3 +395,88 @@ def test_sizes_whose_annotation_may_state_no_shape(stated: bool, inside: bool) -
     assert verify(coupling, keep, small).ok
     place = small.graph.node[2].attribute[1].g if inside else small.graph
     assert [*place.value_info] == [note]
+
+
+def halting(first: str, second: str, turn: int) -> onnx.GraphProto:
+    """A loop's body: every other step goes another way, both with a layer; inner names are fixed.
+
+    Args:
+        first, second: the activations of the two branches.
+        turn: the remainder of the step by 2 at which the first one runs.
+    """
+    sides = {}
+    for side, op in (("then", first), ("else", second)):
+        own: dict[str, Any] = {"a": weight(len(op), 8, 8)}
+        nodes = [node("MatMul", "s a", "u"), node(op, "u", "o")]
+        sides[f"{side}_branch"] = graph(nodes, [("o", FLOAT)], **own)
+    return graph(
+        [
+            node("Identity", "c_in", "c_out"),
+            node("Mod", "i two", "r"),
+            node("Equal", "r turn", "q"),
+            node("If", "q", "s_out", **sides),
+        ],
+        [("c_out", BOOL), ("s_out", FLOAT)],
+        [("i", INT, []), ("c_in", BOOL, []), ("s", FLOAT, None)],
+        two=np.array(2),
+        turn=np.array(turn),
+    )
+
+
+def twins() -> onnx.ModelProto:
+    """x (3, 4) -> 8 -> two loops one after the other, whose values have the same names -> 3."""
+    loops = [
+        node("Loop", "n - h", "h1", body=halting("Relu", "Tanh", 0)),
+        node("Loop", "n - h1", "h2", body=halting("Tanh", "Softplus", 1)),
+    ]
+    return model(
+        [node("MatMul", "x w1", "h"), *loops, node("MatMul", "h2 w2", "y")],
+        {"x": [3, 4], "n": []},
+        {"y": [3, 3]},
+        {"w1": weight(2, 4, 8), "w2": weight(3, 8, 3)},
+        n=INT,
+    )
+
+
+def test_branches_whose_results_have_the_same_names_are_proved_one_by_one() -> None:
+    proto = twins()
+    coupling = coupled(proto)
+    keep = halves(coupling)
+    small = shrink(coupling, keep)
+    feeds = {"x": X, "n": np.array(3)}
+    found = verify(coupling, keep, small, inputs=feeds)
+    assert found.ok, found.failure
+    assert found.notes == ()
+    assert agree(small, silenced(proto, coupling, keep), feeds)
+
+
+@pytest.mark.parametrize(("loop", "side"), [(1, "else"), (2, "then")])
+def test_a_mistake_in_one_of_them_that_never_runs_is_found(loop: int, side: str) -> None:
+    coupling = coupled(twins())
+    keep = halves(coupling)
+    small = shrink(coupling, keep)
+    inner = small.graph.node[loop].attribute[0].g.node[3]
+    body = next(a.g for a in inner.attribute if a.name == f"{side}_branch")
+    wrong = next(t for t in body.initializer if t.name == "a")
+    wrong.CopyFrom(numpy_helper.from_array(1.5 * numpy_helper.to_array(wrong), "a"))
+    found = verify(coupling, keep, small, inputs={"x": X, "n": np.array(1)})
+    assert found.failure
+    assert found.failure.startswith(f"the {side} branch of node ")
+
+
+def test_a_branch_that_decides_is_forced_too() -> None:
+    """Its results are pinned where values inside are compared, but the way is the same."""
+    proto = choosing([])
+    proto.graph.input.append(onnx.helper.make_tensor_value_info("c", BOOL, []))
+    proto.graph.node.insert(0, node("Softplus", "x", "made"))
+    for attribute in proto.graph.node[1].attribute:
+        attribute.g.node[0].input[0] = "made"
+        attribute.g.node[0].output[0] = attribute.g.node[0].name = f"wide_{attribute.name}"
+        attribute.g.node.append(node("Round", f"wide_{attribute.name}", attribute.g.output[0].name))
+    coupling = coupled(proto)
+    keep = halves(coupling)
+    small = shrink(coupling, keep)
+    for side in (True, False):
+        found = verify(coupling, keep, small, inputs={"x": 9 * X, "c": np.array(side)})
+        assert found.ok, found.failure
+        assert found.notes == ()
