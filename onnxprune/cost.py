@@ -40,8 +40,8 @@ class Cost:
 
     Attributes:
         macs: multiply-accumulates of the contractions, for one sample. What depends on constants
-            alone is left out, for runtimes compute it once; so are nodes without a rule and the
-            bodies of control flow.
+            alone is left out, for runtimes compute it once; so are nodes without a rule. Bodies of
+            control flow count once.
         params: elements of the float and quantised tensors in use, and of what else a group
             touches; a tensor that several nodes read counts once.
         size_bytes: bytes of the file, external data included.

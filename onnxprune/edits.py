@@ -48,6 +48,7 @@ class Edits:
         self.before: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         self.replaced: dict[str, list[onnx.NodeProto]] = {}
         self.added: dict[str, onnx.TensorProto] = {}
+        self.stubs: dict[Use, onnx.GraphProto] = {}  # by node, and the body's place
         self.holding: set[str] = set()  # nodes with a body in which something changes
         self.constants = stored_anywhere(model.proto)
         self.taken = set(model.renamed.values())
@@ -82,6 +83,10 @@ class Edits:
         """Put nodes in the place of the one with this first output."""
         self.replaced[output] = nodes
 
+    def stub(self, node: Node, place: int, body: onnx.GraphProto) -> None:
+        """Put another body in the place of one that never runs."""
+        self.stubs[(node.key, place)] = body
+
     def add(self, tensor: onnx.TensorProto) -> None:
         """Add an initializer."""
         self.added[tensor.name] = tensor
@@ -91,7 +96,9 @@ class Edits:
         in_place = self._settle()
         changed = {key for key, _ in self.operands} | self.attributes.keys() | self.before.keys()
         changed |= self.replaced.keys() | in_place.keys() | self.added.keys()
-        self.holding = {
+        stubbed = {key for key, _ in self.stubs}
+        changed |= stubbed
+        self.holding = stubbed | {
             first_name(raw.output)
             for graph in graphs(self.model.proto.graph)
             for raw in graph.node
@@ -140,9 +147,11 @@ class Edits:
         alive = _live({o.name for o in graph.output} | _dead_ends(graph), nodes)
         origin = {name: param.origin for name, param in self.model.params.items()}
         seen = {node.key for node in self.model.every} | self.constants.keys()
+        stubbed = {key for key, _ in self.stubs}
         uses = Counter(output.name for output in graph.output)
         for node in self.model.every:
-            uses.update(origin.get(name, name) for name in (*node.inputs, *node.unseen) if name)
+            unseen = node.unseen if node.key not in stubbed else ()
+            uses.update(origin.get(name, name) for name in (*node.inputs, *unseen) if name)
             uses.update(name for body in node.bodies for name in body.outputs)
             inner = (raw for body in node.bodies for raw in body.proto.node)
             uses.update(name for raw in inner if self._is_left_out(raw, seen) for name in raw.input)
@@ -171,8 +180,11 @@ class Edits:
             return [*self.before.get(key, ()), raw]
         node = onnx.NodeProto()
         node.CopyFrom(raw)
-        for body in subgraphs(node) if holds else ():
-            self._body(body, in_place)
+        for place, body in enumerate(subgraphs(node)) if holds else ():
+            if (key, place) in self.stubs:
+                body.CopyFrom(self.stubs[(key, place)])
+            else:
+                self._body(body, in_place)
         for position in positions:
             while len(node.input) <= position:
                 node.input.append("")

@@ -25,12 +25,16 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Body:
-    """A body of a control-flow node that is looked into; all names of a file are distinct."""
+    """A body of a control-flow node that is looked into; all names of a file are distinct.
+
+    ``place`` is its place among the bodies of the node, those that are not looked into counted.
+    """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     nodes: tuple[Node, ...]
     proto: onnx.GraphProto = field(repr=False)
+    place: int
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,8 @@ class Node:
         """The outer values that bodies read which are not looked into."""
         if not self.captured:
             return ()
-        seen = [body.proto for body in self.bodies]
-        others = [b for b in subgraphs(self.proto) if not any(b is own for own in seen)]
+        seen = {body.place for body in self.bodies}
+        others = [body for k, body in enumerate(subgraphs(self.proto)) if k not in seen]
         return tuple(dict.fromkeys(name for body in others for name in body_captures(body)))
 
     @property

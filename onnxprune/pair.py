@@ -32,7 +32,7 @@ from onnxprune.rules.tables import (
     ROUNDS_AT,
     ROUNDS_BY_DATA,
 )
-from onnxprune.ways import force
+from onnxprune.ways import Step, force
 from onnxprune.widen import widen, widened
 
 Results = dict[str, Any]
@@ -52,7 +52,7 @@ class Pair:
         folder: where the external data of the pruned model lies.
         values: full-size values of parameters that replace the original's.
         wide: whether both run as float32 models (see ``onnxprune.widen``).
-        forced: the conditions of some Ifs by their keys (see ``onnxprune.ways``).
+        forced: the way that both go through their branches (see ``onnxprune.ways``).
     """
 
     coupling: Coupling
@@ -61,7 +61,7 @@ class Pair:
     folder: Path | None = None
     values: Mapping[str, Array] | None = None
     wide: bool = False
-    forced: tuple[tuple[str, bool], ...] = ()
+    forced: tuple[Step, ...] = ()
 
     def oracle(
         self, names: Sequence[str], jitter: int | None = None, pins: Results | None = None
@@ -75,10 +75,8 @@ class Pair:
             pins: results of deciding nodes that are inputs, not computed (any sizes will do).
         """
         proto = masked(self.coupling, self.keep, names, self.values, jitter)
-        if pins:
-            _pin(proto.graph, pins)
         fuse = jitter is None and self.fuses(set(names) - set(self.coupling.model.outputs))
-        return self._runner(proto, self.coupling.model.folder, fuse, retry=True)
+        return self._runner(proto, self.coupling.model.folder, fuse, True, pins)
 
     def pruned(self, names: Sequence[str], pins: Results | None = None) -> Runner:
         """A session of the pruned model that can give these values.
@@ -91,10 +89,9 @@ class Pair:
         if extra or pins or self.wide or self.forced or is_overwritten(proto):
             proto = onnx.ModelProto()
             proto.CopyFrom(self.shrunk)
-        if pins:
-            _pin(proto.graph, pins)
         proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra)
-        run = self._runner(proto, self.folder, self.fuses(extra), retry=bool(extra or pins))
+        retry = bool(extra or pins)
+        run = self._runner(proto, self.folder, self.fuses(extra), retry, pins)
         opened = self.coupling.model.open_io
         if not opened:
             return run
@@ -118,10 +115,17 @@ class Pair:
         return not extra or ROUNDS.isdisjoint(ops)
 
     def _runner(
-        self, proto: onnx.ModelProto, folder: Path | None, fuse: bool, retry: bool
+        self,
+        proto: onnx.ModelProto,
+        folder: Path | None,
+        fuse: bool,
+        retry: bool,
+        pins: Results | None,
     ) -> Runner:
         if self.forced:
             force(proto, self.forced, self.coupling.model.renamed)
+        if pins:
+            _pin(proto.graph, pins)  # after that nodes go by other keys
         if is_overwritten(proto):
             keep_operands(proto)
         if self.wide:

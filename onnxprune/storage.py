@@ -18,6 +18,7 @@ from onnxprune.axes import Layout, Values
 from onnxprune.coupling import Coupling
 from onnxprune.model import Model, itemsize
 from onnxprune.polynomials import ROW_OF_ONE, Indices, SizeTable, tally
+from onnxprune.stubs import is_replaceable
 
 # Of protobuf's encoding: the bits of an integer in one byte, and the last field with a tag of one.
 VARINT_BITS: Final = 7
@@ -81,11 +82,15 @@ class Use:
 def uses(coupling: Coupling, table: SizeTable) -> tuple[list[Use], int]:
     """The tensors that groups touch, and the parameters in all others."""
     model = coupling.model
-    reads = [name for node in model.every for name in (*node.inputs, *node.unseen)]
+    reads = [name for node in model.every for name in node.inputs]
+    idle = [(x, is_replaceable(node, model)) for node in model.every for x in node.unseen]
+    reads += [name for name, goes in idle if not goes]
     readers: dict[str, list[str]] = {}
     for name in dict.fromkeys((*reads, *model.outputs)):
         if name in model.params:
             readers.setdefault(model.params[name].origin, []).append(name)
+    for name in (name for name, goes in idle if goes and name in model.params):
+        readers.setdefault(model.params[name].origin, [name])  # else it goes when that loses
     behind = _behind_folded(model, readers)
     found, fixed_params = [], 0
     for origin, names in (*readers.items(), *behind.items()):

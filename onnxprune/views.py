@@ -94,8 +94,9 @@ def _nodes(
                 tuple(o.name for o in body.output),
                 tuple(_nodes(body.node, known | _given(body), constants, opset, inside=True)),
                 body,
+                place,
             )
-            for body in (subgraphs(raw) if opens(raw, opset) else ())
+            for place, body in enumerate(subgraphs(raw) if opens(raw, opset) else ())
         )
         reads, makes = tuple(raw.input), tuple(raw.output)
         yield Node(0, operator(raw), reads, makes, raw, outer, bodies, inside)

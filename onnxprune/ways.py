@@ -11,17 +11,32 @@ from onnx import numpy_helper
 
 from onnxprune.bodies import graphs
 from onnxprune.coupling import Coupling
-from onnxprune.model import Body, Node, each, first_name
+from onnxprune.model import Body, Node, each, first_name, subgraphs
 from onnxprune.plan import Keep
 from onnxprune.rules.control import branch, decides
 
 
 @dataclass(frozen=True)
+class Step:
+    """From a node into one of its bodies.
+
+    Attributes:
+        key: the node's.
+        place: the body's, among the node's attributes.
+        condition: what lets the node run that body, if it decides.
+    """
+
+    key: str
+    place: int
+    condition: bool | None
+
+
+@dataclass(frozen=True)
 class Way:
-    """One branch and the branches around it: what their conditions are, by the keys of the Ifs."""
+    """One branch: the way to it through the bodies around it."""
 
     label: str
-    conditions: tuple[tuple[str, bool], ...]
+    steps: tuple[Step, ...]
 
 
 def ways(coupling: Coupling, keep: Keep) -> list[Way]:
@@ -31,20 +46,15 @@ def ways(coupling: Coupling, keep: Keep) -> list[Way]:
 
 
 def _ways(
-    coupling: Coupling,
-    pruned: frozenset[int],
-    nodes: Sequence[Node],
-    path: tuple[tuple[str, bool], ...],
+    coupling: Coupling, pruned: frozenset[int], nodes: Sequence[Node], path: tuple[Step, ...]
 ) -> Iterator[Way]:
     for node in nodes:
-        for position, body in enumerate(node.bodies):
-            own = path
-            if decides(node):
-                taken = branch(node, True) == position
-                own = (*path, (node.key, taken))
-                if _loses(coupling, pruned, body):
-                    side = "then" if taken else "else"
-                    yield Way(f"the {side} branch of {node.label}", own)
+        for body in node.bodies:
+            taken = branch(node, True) == body.place if decides(node) else None
+            own = (*path, Step(node.key, body.place, taken))
+            if taken is not None and _loses(coupling, pruned, body):
+                side = "then" if taken else "else"
+                yield Way(f"the {side} branch of {node.label}", own)
             yield from _ways(coupling, pruned, body.nodes, own)
 
 
@@ -55,28 +65,32 @@ def _loses(coupling: Coupling, pruned: frozenset[int], body: Body) -> bool:
     return any(not pruned.isdisjoint(coupling.factors.leaves(layout)) for layout in layouts)
 
 
-def force(
-    proto: onnx.ModelProto, way: Sequence[tuple[str, bool]], renamed: Mapping[str, str]
-) -> None:
+def force(proto: onnx.ModelProto, way: Sequence[Step], renamed: Mapping[str, str]) -> None:
     """Let a model go a way, whatever the conditions are.
+
+    The way is followed from body to body: other bodies may have Ifs with results of the same names.
 
     Args:
         proto: the model; it is changed.
-        way: the conditions by the keys of the Ifs.
+        way: the steps of the way.
         renamed: names that the file has for some of the keys.
     """
-    wanted = dict(way)
-    wanted.update({renamed[key]: value for key, value in way if key in renamed})
-    every = [node for graph in graphs(proto.graph) for node in graph.node]
-    taken = {name for node in every for name in node.output}
+    every = [*graphs(proto.graph)]
+    taken = {name for graph in every for node in graph.node for name in node.output}
+    taken.update(tensor.name for graph in every for tensor in graph.initializer)
     names = {}
-    for value in sorted(set(wanted.values())):
+    for value in sorted({step.condition for step in way if step.condition is not None}):
         name = f"way:{value}"
         while name in taken:
             name += "'"
         names[value] = name
         proto.graph.initializer.append(numpy_helper.from_array(np.array(value), name))
-    for node in every:
-        key = first_name(node.output)
-        if key in wanted and len(node.input) == 1 and any(a.HasField("g") for a in node.attribute):
-            node.input[0] = names[wanted[key]]
+    graph = proto.graph
+    for step in way:
+        keys = {step.key, renamed.get(step.key, step.key)}
+        node = next((own for own in graph.node if first_name(own.output) in keys), None)
+        if node is None:
+            return  # it has been cut out, with all that is inside
+        if step.condition is not None:
+            node.input[0] = names[step.condition]
+        graph = [*subgraphs(node)][step.place]

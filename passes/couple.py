@@ -17,6 +17,7 @@ from onnxprune.notation import Fit
 from onnxprune.rules import Row, Unprunable, fit_node
 from onnxprune.rules.control import Link, links
 from onnxprune.rules.tables import DEQUANTIZES, UNREAD
+from onnxprune.stubs import is_replaceable
 
 INTEGERS: Final = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})
 Layouts = dict[str, tuple[Layout, ...]]
@@ -82,12 +83,12 @@ class _Walk:
 
     def visit(self, node: Node) -> None:
         """Bind the letters of a node's rule; a node without one freezes all that it touches."""
-        known = [sample.constants for sample in self.model.samples]
-        if node.outputs and all(x in own for own in known for x in node.outputs if x):
-            return  # shape arithmetic: its values depend on no channel
         if node.bodies:
             self.control(node)
             return
+        known = [sample.constants for sample in self.model.samples]
+        if node.outputs and all(x in own for own in known for x in node.outputs if x):
+            return  # shape arithmetic: its values depend on no channel
         try:
             if node.captured:
                 raise Unprunable("its bodies are not looked into")
@@ -119,6 +120,9 @@ class _Walk:
             self.operand(name)
             if name not in linked:
                 self.freeze_all(name, steers)
+        for name in () if is_replaceable(node, self.model) else node.unseen:
+            self.operand(name)
+            self.freeze_all(name, because("a branch of it that never runs reads this", node))
         for link in entering:
             self.follow(node, link)
         for body in node.bodies:

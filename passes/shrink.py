@@ -1,8 +1,9 @@
 """Shrink: remove what the masks remove, and carry the change through every consumer.
 
-Three things happen, each read off the coupling:
+Four things happen, each read off the coupling:
 - every parameter's axis is sliced by the mask of its layout;
 - attributes and shape operands that the rules' clauses name are restated;
+- branches that never run and read what is removed are replaced by stubs;
 - Shape nodes of values that lose channels go on giving the original sizes. So shape arithmetic
   keeps its meaning (a scale of 1/sqrt(d) stays what it was), and only what is read as a shape
   changes.
@@ -30,6 +31,7 @@ from onnxprune.outside import Sink
 from onnxprune.plan import Keep
 from onnxprune.rules.tables import ONE_BY_DEFAULT, RENAMES
 from onnxprune.rules.values import SIZES
+from onnxprune.stubs import idle, is_replaceable, stub
 
 Stated = int | Fraction | None  # a size, or a dynamic one's share; None: as it is
 Kept = tuple[tuple[int, bytes], ...]  # axis and packed mask, for the axes that lose something
@@ -64,6 +66,9 @@ def shrink(
         for node in coupling.model.every:
             if node.op in SIZES:
                 work.keep_sizes(node)
+    for node in coupling.model.every:
+        if node.unseen:
+            work.replace_idle(node)
     proto = edits.applied()
     if pruned:
         work.restate_value_info(proto.graph)
@@ -265,6 +270,25 @@ class _Shrink:
         patched[-1].output[0] = output
         self.edits.replace(output, [raw, *patched])
 
+    def replace_idle(self, node: Node) -> None:
+        """Put a stub for a branch that never runs where it reads what changes."""
+        place = idle(node)
+        layouts = (layout for x in node.unseen for layout in self.coupling.layouts.get(x, ()))
+        reads = any(name in self.edits.wishes for name in node.unseen)
+        if place is None or not (reads or any(map(self._loses, layouts))):
+            return
+        if is_replaceable(node, self.model):
+            shapes = [self._pruned_shape(name) for name in node.bodies[0].outputs]
+            self.edits.stub(node, place, stub(node, self.model, shapes, self.edits.unused))
+
+    def _pruned_shape(self, name: str) -> list[int]:
+        """The shape that a value has then; 1 for what is dynamic."""
+        shape = self.model.shape(name) or ()
+        layouts = self.coupling.layouts.get(name, ())
+        kept = [self.factors.count(x, self.counts) if self._loses(x) else None for x in layouts]
+        kept += [None] * (len(shape) - len(kept))
+        return [own or size or 1 for own, size in zip(kept, shape, strict=True)]
+
     def _loses(self, layout: Layout) -> bool:
         return not self.pruned.isdisjoint(self.factors.leaves(layout))
 
@@ -281,8 +305,9 @@ class _Shrink:
             dims = value.type.tensor_type.shape.dim
             for dim, size in zip(dims, stored.get(value.name, ()), strict=False):
                 dim.dim_value = size
-            layouts = self.coupling.layouts.get(value.name, ())
-            if value.name in stored or len(dims) != len(layouts):
+            layouts = self.coupling.layouts.get(value.name)
+            states = value.type.tensor_type.HasField("shape")
+            if not states or layouts is None or len(dims) != len(layouts) or value.name in stored:
                 continue
             sizes = self.model.shape(value.name) or (None,) * len(dims)
             for dim, layout, size in zip(dims, layouts, sizes, strict=True):

@@ -114,7 +114,7 @@ def _on_way(
     found: Verification, way: Way, run: Prepared, seed: int, allowed: tuple[float, bool]
 ) -> Verification:
     """The verdict with that on one way through the model's branches."""
-    pair = replace(run.pair, forced=way.conditions)
+    pair = replace(run.pair, forced=way.steps)
     try:
         forced = prepared(pair, None, seed, run.feeds)
     except RunError:

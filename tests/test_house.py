@@ -51,6 +51,7 @@ FLOORS = {
     "polynomials": 1,
     "results": 1,
     "storage": 1,
+    "stubs": 1,
     "store": 1,
     "verdict": 1,
     "views": 1,
