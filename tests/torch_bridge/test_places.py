@@ -1,0 +1,68 @@
+"""Where values go: ConvTranspose gives every place what ONNX Runtime gives it."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxprune import runtime
+from onnxprune.files import load
+from onnxprune.torch_bridge import bridge
+from tests import graphs
+from tests.graphs import node, weight
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+SAME = 1e-5  # absolute and relative; values at other places are 0.01 and more apart
+
+AUTO = ("NOTSET", "SAME_LOWER", "SAME_UPPER", "VALID")
+
+
+def one(op: str, x: Any, weights: dict[str, Any], inputs: str, opset: int, **own: Any) -> Any:
+    """A model of one node; its result may have any shape."""
+    proto = graphs.model([node(op, inputs, "y", **own)], {"x": x.shape}, {"y": []}, weights, opset)
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    return proto
+
+
+def places_agree(proto: onnx.ModelProto, x: Any) -> None:
+    """The module's result has the shape of ONNX Runtime's, and its value at each place."""
+    expected = runtime.run(runtime.session(proto, None), {"x": x}, ["y"])[0]
+    with torch.no_grad():
+        found = bridge(load(proto))(torch.from_numpy(x)).numpy()
+    assert found.shape == expected.shape, proto.graph.node[0]
+    np.testing.assert_allclose(found, expected, SAME, SAME, err_msg=str(proto.graph.node[0]))
+
+
+@pytest.mark.parametrize("opset", [8, 11, 22])  # ONNX changed the rule in 11
+@pytest.mark.parametrize("auto", AUTO)
+def test_a_transposed_convolution_is_cut_where_onnx_runtime_cuts_it(auto: str, opset: int) -> None:
+    x, w = weight(0, 1, 2, 5, 7), weight(1, 2, 3, 3, 2)
+    for stride, dilation, extra in product((1, 2, 3), (1, 2), (0, 1)):
+        if extra >= stride:
+            continue
+        whole = [
+            (n - 1) * stride + (k - 1) * dilation + 1 + extra
+            for n, k in zip(x.shape[2:], w.shape[2:], strict=True)
+        ]
+        own: dict[str, Any] = {
+            "strides": [stride] * 2,
+            "dilations": [dilation] * 2,
+            "output_padding": [extra] * 2,
+        }
+        own |= {"auto_pad": auto}
+        places_agree(one("ConvTranspose", x, {"w": w}, "x w", opset, **own), x)
+        for less in range(1 + extra - stride, 4):  # odd and even totals, and sizes beyond the whole
+            own |= {"output_shape": [n - less for n in whole]}
+            places_agree(one("ConvTranspose", x, {"w": w}, "x w", opset, **own), x)
+
+
+def test_a_transposed_convolution_of_stride_beyond_its_kernel_is_not_cut() -> None:
+    """SAME implies a size that is larger than the whole: ONNX Runtime gives the whole."""
+    x, w = weight(0, 1, 2, 5), weight(1, 2, 3, 1)
+    for auto in AUTO:
+        places_agree(one("ConvTranspose", x, {"w": w}, "x w", 17, auto_pad=auto, strides=[2]), x)
