@@ -375,10 +375,40 @@ def test_unfolded_norms_change_nothing_and_fold_back() -> None:
     assert [t.name for t in module.written().graph.initializer] == ["w1", "b1", "w2", "b2"]
 
 
+@pytest.mark.parametrize("shown", ["w1", "b1", "w2", "b2"])
+def test_a_weight_that_is_a_result_too_has_no_norm_unfolded(shown: str) -> None:
+    from onnxprune.torch_bridge.unfolding import unfold
+
+    def sized(name: str) -> list[Any]:
+        own = next(t for t in proto.graph.initializer if t.name == shown)
+        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, own.dims)]
+
+    proto = bare()
+    proto.graph.output.extend(sized(shown))
+    inside = bare()  # the result of a branch is a value outside it
+    branch = helper.make_graph([], "branch", [], sized(shown))
+    other = helper.make_graph([node("Neg", shown, "n")], "other", [], sized("n"))
+    inside.graph.node.append(node("If", "c", "z", then_branch=branch, else_branch=other))
+    inside.graph.input.append(helper.make_tensor_value_info("c", TensorProto.BOOL, []))
+    inside.graph.output.extend(sized("z"))
+    for own in (proto, inside):
+        module = bridge(load(own)).eval()
+        norms = unfold(module, [feeds_of(module, seed) for seed in range(3)])
+        assert len(norms) == 1
+        assert shown not in (norms[0].weight, norms[0].bias)
+        trained(module)
+        feeds = feeds_of(module)
+        before, after = (bridge(load(p)).eval().run(feeds) for p in (own, module.written()))
+        for name, value in module.run(feeds).items():  # ONNX Runtime refuses the second model
+            assert torch.allclose(value, after[name], rtol=SAME, atol=SAME)
+            assert not torch.allclose(value, before[name], rtol=SAME, atol=10 * SAME)
+
+
 def test_unfolding_wants_data() -> None:
     from onnxprune.torch_bridge.unfolding import unfold
 
-    with pytest.raises(OnnxPruneError, match="no inputs to take statistics of"):
+    missing = "norms can't be unfolded: there are no inputs to take statistics of"
+    with pytest.raises(OnnxPruneError, match=missing):
         unfold(bridge(load(bare())), [])
 
 
