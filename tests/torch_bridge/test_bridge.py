@@ -291,8 +291,30 @@ def test_one_output_is_a_tensor_and_inputs_go_by_name() -> None:
     module = bridge(load(conv_norm())).eval()
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(module(x), module(x=x))
-    with pytest.raises(OnnxPruneError, match="wants the inputs x: 'x' was not given"):
-        module()
+
+
+@pytest.mark.parametrize(
+    ("ordered", "named", "wrong"),
+    [
+        (0, "", "'x' was not given"),
+        (1, "", "'y' was not given"),
+        (0, "y", "'x' was not given"),
+        (3, "", "3 were given in order"),
+        (2, "typo", "'typo' is none of them"),
+        (1, "y w", "'w' is none of them"),
+        (2, "x", "'x' was given in order and by name"),
+        (1, "x y", "'x' was given in order and by name"),
+    ],
+)
+def test_the_inputs_are_given_once_each(ordered: int, named: str, wrong: str) -> None:
+    nodes = [node("MatMul", "x w", "a"), node("Add", "a y", "z")]
+    sizes: dict[str, Any] = {"x": [2, 4], "y": [2, 3]}
+    module = bridge(load(graphs.model(nodes, sizes, {"z": [2, 3]}, {"w": weight(0, 4, 3)})))
+    x, y = torch.ones(2, 4), torch.ones(2, 3)
+    for given, own in (((x, y), {}), ((x,), {"y": y}), ((), {"y": y, "x": x})):
+        assert torch.equal(module(*given, **own), module(x, y))
+    with pytest.raises(OnnxPruneError, match=f"^the module wants the inputs x, y: {wrong}$"):
+        module(*(x, y, y)[:ordered], **dict.fromkeys(named.split(), y))
 
 
 def test_an_operator_without_a_row_is_refused_by_name() -> None:
