@@ -28,6 +28,8 @@ from onnxprune.torch_bridge.unfolding import Norm
 
 Edit = Callable[[str, int, Tensor], Tensor]
 _HALVES = (torch.float16, torch.bfloat16)
+# Where a protobuf holds or finds a tensor's floats, beside raw_data.
+_DATA = ("data_location", "double_data", "external_data", "float_data", "int32_data")
 
 
 class OnnxModule(torch.nn.Module):  # type: ignore[misc]
@@ -190,7 +192,9 @@ class OnnxModule(torch.nn.Module):  # type: ignore[misc]
     def written(self) -> onnx.ModelProto:
         """The file's graph with the weights of now: same names, same inputs and outputs.
 
-        Tensors whose values did not change stay byte for byte.
+        Tensors whose values did not change stay byte for byte. They also stay outside where all
+        together are too large for a protobuf; ``files.save`` and onnx.save, told to use external
+        data, write such a model.
         """
         proto = onnx.ModelProto()
         proto.CopyFrom(self.model.proto)
@@ -202,7 +206,7 @@ class OnnxModule(torch.nn.Module):  # type: ignore[misc]
             before = views.read_tensor(own, self.model.folder)
             if before.dtype == now[name].dtype and before.tobytes() == now[name].tobytes():
                 continue
-            for kind in ("float_data", "double_data", "int32_data"):
+            for kind in _DATA:
                 own.ClearField(kind)
             own.raw_data = now[name].astype(before.dtype, copy=False).tobytes()
         bodies.restore(proto, self.model.renamed)

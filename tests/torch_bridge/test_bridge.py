@@ -12,10 +12,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune import bodies, runtime
+from onnxprune import bodies, files, runtime
 from onnxprune.data import random_inputs
 from onnxprune.errors import OnnxPruneError, RuleError
 from onnxprune.files import load, read_proto, save
+from onnxprune.shapes import is_external
 from onnxprune.torch_bridge import UntrainableError, bridge, carried
 from tests import graphs
 from tests.graphs import node, weight
@@ -291,6 +292,52 @@ def test_one_output_is_a_tensor_and_inputs_go_by_name() -> None:
     module = bridge(load(conv_norm())).eval()
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(module(x), module(x=x))
+
+
+@pytest.mark.parametrize("limit", [1000, files.PROTOBUF_LIMIT])
+def test_what_was_trained_is_written_whatever_the_size(
+    limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [node("MatMul", "x w", "a"), node("Relu", "a", "b"), node("MatMul", "b v", "y")]
+    weights = {"w": weight(0, 8, 16), "v": weight(1, 16, 20)}  # 512 and 1280 bytes
+    proto = graphs.model(nodes, {"x": [2, 8]}, {"y": [2, 20]}, weights)
+    path, out = tmp_path / "big.onnx", tmp_path / "elsewhere" / "out.onnx"
+    out.parent.mkdir()
+    onnx.save(proto, path, save_as_external_data=True, size_threshold=0, location="big.data")
+    monkeypatch.setattr(files, "PROTOBUF_LIMIT", limit)
+    for names in (["w"], ["v"], ["w", "v"], []):
+        module = bridge(load(path))
+        with torch.no_grad():
+            for name in names:
+                module.get_parameter(name).mul_(2)
+        written = module.written()
+        outside = {t.name for t in written.graph.initializer if is_external(t)}
+        assert outside == (weights.keys() - names if limit == 1000 else set())
+        for own in written.graph.initializer:
+            assert own.HasField("raw_data") != is_external(own) == bool(own.external_data)
+        save(written, out, tmp_path)
+        assert apart(module, read_proto(out), out.parent) < SAME
+
+
+def test_a_constant_outside_the_file_is_read_trained_and_written(tmp_path: Path) -> None:
+    value = numpy_helper.from_array(weight(0, 8, 16), "c")
+    constant = helper.make_node("Constant", [], ["w"], value=value)
+    nodes = [constant, node("MatMul", "x w", "a"), node("MatMul", "a v", "y")]
+    sizes: dict[str, Any] = {"x": [2, 8]}
+    proto = graphs.model(nodes, sizes, {"y": [2, 20]}, {"v": weight(1, 16, 20)})
+    path, out = tmp_path / "m.onnx", tmp_path / "elsewhere" / "out.onnx"
+    out.parent.mkdir()
+    onnx.external_data_helper.convert_model_to_external_data(
+        proto, location="m.data", size_threshold=0, convert_attribute=True
+    )
+    onnx.save(proto, path)
+    assert is_external(read_proto(path).graph.node[0].attribute[0].t)
+    for factor in (1.0, 2.0):
+        module = bridge(load(path))
+        with torch.no_grad():
+            module.get_parameter("w").mul_(factor)
+        save(module.written(), out, tmp_path)
+        assert apart(module, read_proto(out), out.parent) < SAME
 
 
 @pytest.mark.parametrize(
