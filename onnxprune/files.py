@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 from onnx import inliner
 
 from onnxprune import shapes, views
@@ -241,7 +241,7 @@ def save(
     if not path.parent.is_dir():
         raise OnnxPruneError(f"'{path}' can't be written: there is no folder '{path.parent}'")
     places = places_of(proto) | (places_of(like) if like is not None else set())
-    outside = bool(places) or proto.ByteSize() > PROTOBUF_LIMIT
+    outside = bool(places) or _is_too_large(proto)
     data = path.with_name(f"{path.name}.data")
     if folder is not None and data.resolve() in {(folder / place).resolve() for place in places}:
         raise OnnxPruneError(f"'{data}' holds the data of the original: give another output path")
@@ -258,6 +258,14 @@ def save(
         rename(tensor, data.name)
     write(path, lambda p: p.write_bytes(light.SerializeToString()))
     return [path, data]
+
+
+def _is_too_large(proto: onnx.ModelProto) -> bool:
+    """Whether a model does not fit into one file."""
+    try:
+        return bool(proto.ByteSize() > PROTOBUF_LIMIT)
+    except EncodeError:  # protobuf does not even measure it
+        return True
 
 
 def places_of(proto: onnx.ModelProto) -> set[str]:

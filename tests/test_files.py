@@ -4,12 +4,14 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime as ort
 import pytest
+from google.protobuf.message import EncodeError
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from onnxprune import files
@@ -301,6 +303,16 @@ def test_a_model_too_large_for_one_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert files.save(mixture(), path) == [path, tmp_path / "m.onnx.data"]
     for name, value in values(mixture()).items():
         np.testing.assert_array_equal(values(onnx.load(path))[name], value)
+
+
+def test_a_model_that_protobuf_does_not_measure_is_too_large() -> None:
+    class Huge:  # one of 2 GB takes 5 GB of memory to see
+        def ByteSize(self) -> int:
+            raise EncodeError("Failed to serialize proto")
+
+    huge: Any = Huge()
+    assert files._is_too_large(huge)
+    assert not files._is_too_large(mixture())
 
 
 def test_with_data_reads_it_in(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ from onnxprune.torch_bridge.unfolding import Norm
 
 Edit = Callable[[str, int, Tensor], Tensor]
 _HALVES = (torch.float16, torch.bfloat16)
+# Where a protobuf holds or finds a tensor's floats, beside raw_data.
+_DATA = ("data_location", "double_data", "external_data", "float_data", "int32_data")
 
 
 class OnnxModule(torch.nn.Module):  # type: ignore[misc]
@@ -85,17 +87,27 @@ class OnnxModule(torch.nn.Module):  # type: ignore[misc]
         return super().train(mode)  # type: ignore[no-any-return]
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
-        """The outputs for some inputs."""
-        feeds = {**dict(zip(self.program.inputs, inputs, strict=False)), **named}
-        missing = [name for name in self.program.inputs if name not in feeds]
-        if missing:
-            raise OnnxPruneError(
-                f"the module wants the inputs {', '.join(self.program.inputs)}: "
-                f"'{missing[0]}' was not given"
-            )
-        found = self.run(feeds)
+        """The outputs for some inputs.
+
+        Raises:
+            OnnxPruneError: an input is missing, not one of the graph's, or given twice.
+        """
+        found = self.run(self._feeds(inputs, named))
         made = tuple(found[name] for name in self.program.outputs)
         return made[0] if len(made) == 1 else made
+
+    def _feeds(self, inputs: Sequence[Tensor], named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each input of the graph, once."""
+        names = self.program.inputs
+        wrong = [f"'{name}' was not given" for name in names[len(inputs) :] if name not in named]
+        wrong += [f"'{name}' is none of them" for name in named if name not in names]
+        wrong += [
+            f"'{n}' was given in order and by name" for n in names[: len(inputs)] if n in named
+        ]
+        wrong += [f"{len(inputs)} were given in order"] if len(inputs) > len(names) else []
+        if wrong:
+            raise OnnxPruneError(f"the module wants the inputs {', '.join(names)}: {wrong[0]}")
+        return {**dict(zip(names, inputs, strict=False)), **named}
 
     def run(
         self,
@@ -180,7 +192,9 @@ class OnnxModule(torch.nn.Module):  # type: ignore[misc]
     def written(self) -> onnx.ModelProto:
         """The file's graph with the weights of now: same names, same inputs and outputs.
 
-        Tensors whose values did not change stay byte for byte.
+        Tensors whose values did not change stay byte for byte. They also stay outside where all
+        together are too large for a protobuf; ``files.save`` and onnx.save, told to use external
+        data, write such a model.
         """
         proto = onnx.ModelProto()
         proto.CopyFrom(self.model.proto)
@@ -192,7 +206,7 @@ class OnnxModule(torch.nn.Module):  # type: ignore[misc]
             before = views.read_tensor(own, self.model.folder)
             if before.dtype == now[name].dtype and before.tobytes() == now[name].tobytes():
                 continue
-            for kind in ("float_data", "double_data", "int32_data"):
+            for kind in _DATA:
                 own.ClearField(kind)
             own.raw_data = now[name].astype(before.dtype, copy=False).tobytes()
         bodies.restore(proto, self.model.renamed)

@@ -75,13 +75,14 @@ def unfold(module: Any, batches: Iterable[Mapping[str, Tensor]]) -> tuple[Norm, 
 
 
 def _is_bare(module: Any, step: Step) -> bool:
-    """Whether a step has a weight and bias of its own, and no norm behind it."""
+    """Whether a step has a weight and bias that nothing else sees, and no norm behind it."""
+    shown = module.program.outputs  # those of bodies are among what their node reads
     uses = Counter(name for other in module.program.steps for name in other.reads)
     normed = {s.inputs[0] for s in module.program.steps if s.op in NORMS}
     if step.op not in FOLDABLE or len(step.inputs) < 3 or step.outputs[0] in normed:
         return False
     stored = all(module.is_trained(name) and uses[name] == 1 for name in step.inputs[1:3])
-    return stored and step.inputs[0] not in step.inputs[1:3]
+    return stored and not {step.inputs[0], *shown}.intersection(step.inputs[1:3])
 
 
 def _normed(row: Callable[..., Any] | None, own: Any) -> Callable[..., Any]:

@@ -12,10 +12,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune import bodies, runtime
+from onnxprune import bodies, files, runtime
 from onnxprune.data import random_inputs
 from onnxprune.errors import OnnxPruneError, RuleError
 from onnxprune.files import load, read_proto, save
+from onnxprune.shapes import is_external
 from onnxprune.torch_bridge import UntrainableError, bridge, carried
 from tests import graphs
 from tests.graphs import node, weight
@@ -291,8 +292,76 @@ def test_one_output_is_a_tensor_and_inputs_go_by_name() -> None:
     module = bridge(load(conv_norm())).eval()
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(module(x), module(x=x))
-    with pytest.raises(OnnxPruneError, match="wants the inputs x: 'x' was not given"):
-        module()
+
+
+@pytest.mark.parametrize("limit", [1000, files.PROTOBUF_LIMIT])
+def test_what_was_trained_is_written_whatever_the_size(
+    limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [node("MatMul", "x w", "a"), node("Relu", "a", "b"), node("MatMul", "b v", "y")]
+    weights = {"w": weight(0, 8, 16), "v": weight(1, 16, 20)}  # 512 and 1280 bytes
+    proto = graphs.model(nodes, {"x": [2, 8]}, {"y": [2, 20]}, weights)
+    path, out = tmp_path / "big.onnx", tmp_path / "elsewhere" / "out.onnx"
+    out.parent.mkdir()
+    onnx.save(proto, path, save_as_external_data=True, size_threshold=0, location="big.data")
+    monkeypatch.setattr(files, "PROTOBUF_LIMIT", limit)
+    for names in (["w"], ["v"], ["w", "v"], []):
+        module = bridge(load(path))
+        with torch.no_grad():
+            for name in names:
+                module.get_parameter(name).mul_(2)
+        written = module.written()
+        outside = {t.name for t in written.graph.initializer if is_external(t)}
+        assert outside == (weights.keys() - names if limit == 1000 else set())
+        for own in written.graph.initializer:
+            assert own.HasField("raw_data") != is_external(own) == bool(own.external_data)
+        save(written, out, tmp_path)
+        assert apart(module, read_proto(out), out.parent) < SAME
+
+
+def test_a_constant_outside_the_file_is_read_trained_and_written(tmp_path: Path) -> None:
+    value = numpy_helper.from_array(weight(0, 8, 16), "c")
+    constant = helper.make_node("Constant", [], ["w"], value=value)
+    nodes = [constant, node("MatMul", "x w", "a"), node("MatMul", "a v", "y")]
+    sizes: dict[str, Any] = {"x": [2, 8]}
+    proto = graphs.model(nodes, sizes, {"y": [2, 20]}, {"v": weight(1, 16, 20)})
+    path, out = tmp_path / "m.onnx", tmp_path / "elsewhere" / "out.onnx"
+    out.parent.mkdir()
+    onnx.external_data_helper.convert_model_to_external_data(
+        proto, location="m.data", size_threshold=0, convert_attribute=True
+    )
+    onnx.save(proto, path)
+    assert is_external(read_proto(path).graph.node[0].attribute[0].t)
+    for factor in (1.0, 2.0):
+        module = bridge(load(path))
+        with torch.no_grad():
+            module.get_parameter("w").mul_(factor)
+        save(module.written(), out, tmp_path)
+        assert apart(module, read_proto(out), out.parent) < SAME
+
+
+@pytest.mark.parametrize(
+    ("ordered", "named", "wrong"),
+    [
+        (0, "", "'x' was not given"),
+        (1, "", "'y' was not given"),
+        (0, "y", "'x' was not given"),
+        (3, "", "3 were given in order"),
+        (2, "typo", "'typo' is none of them"),
+        (1, "y w", "'w' is none of them"),
+        (2, "x", "'x' was given in order and by name"),
+        (1, "x y", "'x' was given in order and by name"),
+    ],
+)
+def test_the_inputs_are_given_once_each(ordered: int, named: str, wrong: str) -> None:
+    nodes = [node("MatMul", "x w", "a"), node("Add", "a y", "z")]
+    sizes: dict[str, Any] = {"x": [2, 4], "y": [2, 3]}
+    module = bridge(load(graphs.model(nodes, sizes, {"z": [2, 3]}, {"w": weight(0, 4, 3)})))
+    x, y = torch.ones(2, 4), torch.ones(2, 3)
+    for given, own in (((x, y), {}), ((x,), {"y": y}), ((), {"y": y, "x": x})):
+        assert torch.equal(module(*given, **own), module(x, y))
+    with pytest.raises(OnnxPruneError, match=f"^the module wants the inputs x, y: {wrong}$"):
+        module(*(x, y, y)[:ordered], **dict.fromkeys(named.split(), y))
 
 
 def test_an_operator_without_a_row_is_refused_by_name() -> None:
@@ -375,10 +444,40 @@ def test_unfolded_norms_change_nothing_and_fold_back() -> None:
     assert [t.name for t in module.written().graph.initializer] == ["w1", "b1", "w2", "b2"]
 
 
+@pytest.mark.parametrize("shown", ["w1", "b1", "w2", "b2"])
+def test_a_weight_that_is_a_result_too_has_no_norm_unfolded(shown: str) -> None:
+    from onnxprune.torch_bridge.unfolding import unfold
+
+    def sized(name: str) -> list[Any]:
+        own = next(t for t in proto.graph.initializer if t.name == shown)
+        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, own.dims)]
+
+    proto = bare()
+    proto.graph.output.extend(sized(shown))
+    inside = bare()  # the result of a branch is a value outside it
+    branch = helper.make_graph([], "branch", [], sized(shown))
+    other = helper.make_graph([node("Neg", shown, "n")], "other", [], sized("n"))
+    inside.graph.node.append(node("If", "c", "z", then_branch=branch, else_branch=other))
+    inside.graph.input.append(helper.make_tensor_value_info("c", TensorProto.BOOL, []))
+    inside.graph.output.extend(sized("z"))
+    for own in (proto, inside):
+        module = bridge(load(own)).eval()
+        norms = unfold(module, [feeds_of(module, seed) for seed in range(3)])
+        assert len(norms) == 1
+        assert shown not in (norms[0].weight, norms[0].bias)
+        trained(module)
+        feeds = feeds_of(module)
+        before, after = (bridge(load(p)).eval().run(feeds) for p in (own, module.written()))
+        for name, value in module.run(feeds).items():  # ONNX Runtime refuses the second model
+            assert torch.allclose(value, after[name], rtol=SAME, atol=SAME)
+            assert not torch.allclose(value, before[name], rtol=SAME, atol=10 * SAME)
+
+
 def test_unfolding_wants_data() -> None:
     from onnxprune.torch_bridge.unfolding import unfold
 
-    with pytest.raises(OnnxPruneError, match="no inputs to take statistics of"):
+    missing = "norms can't be unfolded: there are no inputs to take statistics of"
+    with pytest.raises(OnnxPruneError, match=missing):
         unfold(bridge(load(bare())), [])
 
 

@@ -75,17 +75,21 @@ def conv_transpose(at: At, x: Tensor, w: Tensor, b: Tensor | None = None) -> Ten
 def _transposed_pads(
     at: At, x: Tensor, full: Sequence[int], strides: Sequence[int], extra: Sequence[int]
 ) -> list[int]:
-    """What is cut off at both ends, as attributes or the wanted size say."""
+    """What is cut off at both ends, as attributes or the wanted size say.
+
+    The odd one of a total goes to the end for SAME_UPPER alone, in all opsets: ONNX says so since
+    opset 11, and ONNX Runtime never did otherwise. A stated size beyond the full one adds zeros at
+    the end; one that SAME implies does not, in ONNX Runtime.
+    """
     rank, auto, shape = len(full), at("auto_pad", "NOTSET"), at("output_shape")
-    if shape is None and auto in ("NOTSET", "VALID"):
+    if not shape and auto in ("NOTSET", "VALID"):
         return list(at("pads", [0] * (2 * rank))) if auto == "NOTSET" else [0] * (2 * rank)
-    if shape is None:
-        shape = [n * s for n, s in zip(x.shape[2:], strides, strict=True)]
-    shape = list(shape)[-rank:]
-    totals = [f + e - n for f, e, n in zip(full, extra, shape, strict=True)]
-    small = [t // 2 if t > 0 else 0 for t in totals]
-    large = [t - s for t, s in zip(totals, small, strict=True)]
-    return small + large if auto != "SAME_LOWER" else large + small
+    implied = [n * s for n, s in zip(x.shape[2:], strides, strict=True)]
+    sizes = list(shape or implied)[-rank:]
+    totals = [f + e - n for f, e, n in zip(full, extra, sizes, strict=True)]
+    cut = [max(0, total) for total in totals]
+    begins = [n // 2 if auto == "SAME_UPPER" else n - n // 2 for n in cut]
+    return begins + [n - b for n, b in zip(totals if shape else cut, begins, strict=True)]
 
 
 def gemm(at: At, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:

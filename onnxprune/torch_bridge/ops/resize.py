@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -13,93 +13,113 @@ from numpy.typing import NDArray
 from onnxprune.torch_bridge.at import At, Tensor, ints, optional, tensor
 
 Floats = NDArray[np.float64]
+Single = NDArray[np.float32]
+# Coordinates so near to the middle of two places are halfway between them, as ONNX Runtime has it
+# (its issue 28291): a coordinate of single precision seldom is exactly there.
+TIE: Final = 1e-6
 
 
 def resize(at: At, x: Tensor, *given: Tensor | None) -> Tensor:
     """By sizes or scales; see ``taps`` for one axis."""
     if at.opset < 11:  # Resize 10 and Upsample: scales alone
-        scales = at("scales") if not given else optional(given, 1)[0].tolist()
-        return _along(at, x, list(range(x.ndim)), list(scales), None, None, "asymmetric")
+        scales = _single(at("scales") if not given else optional(given, 1)[0].tolist())
+        return _along(at, x, list(range(x.ndim)), scales, None, "asymmetric")
     roi, factors, sizes = optional(given, 3)
     axes = [a % x.ndim for a in at("axes")] if at("axes") else list(range(x.ndim))
     wanted = ints(sizes)
     if wanted:
-        scales = [n / x.shape[a] for n, a in zip(wanted, axes, strict=True)]
+        scales = _single(wanted) / _single([x.shape[a] for a in axes])
         policy = at("keep_aspect_ratio_policy", "stretch")
         if policy != "stretch":
-            one = min(scales) if policy == "not_larger" else max(scales)
-            scales = [one] * len(axes)
-            wanted = [math.floor(one * x.shape[a] + 0.5) for a in axes]
+            scales[:] = scales.min() if policy == "not_larger" else scales.max()
+            wanted = [math.floor(s * x.shape[a] + 0.5) for s, a in zip(scales, axes, strict=True)]
     else:
-        scales = factors.tolist()
-    region = None if roi is None or not roi.numel() else roi.tolist()
+        scales = _single(factors.tolist())
+    region = None if roi is None or not roi.numel() else _single(roi.tolist())
     how = at("coordinate_transformation_mode", "half_pixel")
-    return _along(at, x, axes, scales, wanted, region, how)
+    return _along(at, x, axes, scales, wanted, how, region)
 
 
 def _along(
     at: At,
     x: Tensor,
     axes: list[int],
-    scales: list[float],
-    sizes: list[int] | None,
-    roi: list[float] | None,
+    scales: Single,
+    wanted: list[int] | None,
     how: str,
+    roi: Single | None = None,
 ) -> Tensor:
-    """One axis after the other; with antialias a factor above 1 works as without it."""
+    """One axis after the other; with antialias a factor above 1 works as without it.
+
+    As ONNX Runtime has it, an operand whose sizes stay is the result, and so stays an axis of
+    factor 1, whatever its region.
+    """
     outside = None
+    sizes = wanted or [int(s * x.shape[a]) for s, a in zip(scales, axes, strict=True)]
+    if sizes == [x.shape[a] for a in axes]:
+        return x
+    region = _single([0.0] * len(axes) + [1.0] * len(axes)) if roi is None else roi
     for position, axis in enumerate(axes):
-        size, scale = x.shape[axis], scales[position]
-        wanted = sizes[position] if sizes else math.floor(size * scale)
-        if wanted == size and scale == 1.0 and how != "tf_crop_and_resize":
+        size, scale = x.shape[axis], float(scales[position])
+        if scale == 1.0:
             continue
-        ends = (roi[position], roi[position + len(axes)]) if roi else (0.0, 1.0)
-        coordinates = tuple(_coordinates(how, size, wanted, scale, ends))
-        mode = (at("mode", "nearest"), at("nearest_mode", _nearest(at)))
+        ends = region[position :: len(axes)]
+        coordinates = _coordinates(how, size, sizes[position], scales[position], ends)
+        mode = (at("mode", "nearest"), at("nearest_mode", _nearest(at, scale)))
         if at("antialias", 0) and scale < 1:
             mode = (f"{mode[0]} antialias {scale!r}", mode[1])
         fixed = (float(at("cubic_coeff_a", -0.75)), bool(at("exclude_outside", 0)))
-        places, weights = taps(coordinates, size, mode, *fixed)
+        places, weights = taps(tuple(coordinates.tolist()), size, mode, *fixed)
         x = _mixed(x, axis, places, weights)
         if how == "tf_crop_and_resize":
-            off = np.array([c < 0 or c > size - 1 for c in coordinates])
-            shape = [wanted if a == axis else 1 for a in range(x.ndim)]
+            off = (coordinates < 0) | (coordinates > size - 1)
+            shape = [len(off) if a == axis else 1 for a in range(x.ndim)]
             own = tensor(off).to(x.device).reshape(shape)
             outside = own if outside is None else outside | own
     return x if outside is None else x.masked_fill(outside, at("extrapolation_value", 0.0))
 
 
-def _nearest(at: At) -> str:
-    return "floor" if at.opset < 11 else "round_prefer_floor"
+def _single(values: Sequence[float]) -> Single:
+    return np.array(values, np.float32)
 
 
-def _coordinates(
-    how: str, size: int, wanted: int, scale: float, ends: tuple[float, float]
-) -> Floats:
-    """Where in the operand each place of the result lies."""
-    i = np.arange(wanted, dtype=np.float64)
+def _nearest(at: At, scale: float) -> str:
+    if at.opset < 11:  # had no attribute for it
+        return "ceil" if scale < 1 else "floor"
+    return "round_prefer_floor"
+
+
+def _coordinates(how: str, size: int, wanted: int, scale: Any, ends: Single) -> Single:
+    """Where in the operand each place of the result lies (wanted,).
+
+    In single precision, as ONNX Runtime has them: which of two is the nearest hangs on it.
+    """
+    i, last, half = np.arange(wanted, dtype=np.float32), np.float32(size - 1), np.float32(0.5)
+    steps = np.float32(max(1, wanted - 1))
+    found: Any = (i + half) / scale - half
     if how == "align_corners":
-        return i * (size - 1) / (wanted - 1) if wanted > 1 else i * 0
-    if how == "asymmetric":
-        return i / scale
-    if how == "tf_crop_and_resize":
+        found = i * last / steps
+    elif how == "asymmetric":
+        found = i / scale
+    elif how == "tf_half_pixel_for_nn":
+        found = (i + half) / scale
+    elif how == "tf_crop_and_resize":
         start, end = ends
-        if wanted == 1:
-            return np.full(1, 0.5 * (start + end) * (size - 1))
-        return start * (size - 1) + i * (end - start) * (size - 1) / (wanted - 1)
-    if how == "pytorch_half_pixel" and wanted == 1:
-        return np.full(1, -0.5)
-    found: Floats = (i + 0.5) / scale - 0.5
-    if how == "half_pixel_symmetric":
-        found += size / 2 * (1 - wanted / (scale * size))
-    return found
+        middle = 0.5 * float(start + end) * (size - 1)
+        found = [middle] if wanted == 1 else start * last + i * (end - start) * last / steps
+    elif how == "pytorch_half_pixel" and wanted == 1:
+        found = [0.0]
+    elif how == "half_pixel_symmetric":
+        offset = np.float32(size) / 2 * (1 - np.float32(wanted) / (scale * np.float32(size)))
+        found = float(offset) + (i + 0.5) / np.float64(scale) - 0.5
+    return _single(found)
 
 
 _ROUNDED: Final[dict[str, Callable[[Floats], Floats]]] = {
     "ceil": np.ceil,
     "floor": np.floor,
-    "round_prefer_ceil": lambda v: np.floor(v + 0.5),
-    "round_prefer_floor": lambda v: np.ceil(v - 0.5),
+    "round_prefer_ceil": lambda v: np.floor(v + 0.5 + TIE),
+    "round_prefer_floor": lambda v: np.ceil(v - 0.5 - TIE),
 }
 
 
