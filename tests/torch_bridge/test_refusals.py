@@ -110,3 +110,17 @@ def test_a_sparse_initializer_is_refused() -> None:
     )
     with pytest.raises(UntrainableError, match=f"^{sentence}$"):
         bridge(load(proto))
+
+
+def test_a_scan_of_opset_8_is_refused() -> None:
+    given = [("s", [2]), ("x", [2])]
+    kinds = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in given]
+    made = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2]) for n in ("t", "u")]
+    inner = [graphs.node("Add", "s x", "t"), graphs.node("Identity", "t", "u")]
+    body = helper.make_graph(inner, "body", kinds, made)
+    scan = graphs.node("Scan", "- a b", "y z", body=body, num_scan_inputs=1)
+    sizes: dict[str, Any] = {"a": [1, 2], "b": [1, 3, 2]}
+    proto = graphs.model([scan], sizes, {"y": [1, 2], "z": [1, 3, 2]}, {}, 8)
+    sentence = r"^node 'n_y' \(Scan\): Scan of opset 8, which the bridge to torch does not carry$"
+    with pytest.raises(UntrainableError, match=sentence):
+        bridge(load(proto))(torch.ones(1, 2), torch.ones(1, 3, 2))
