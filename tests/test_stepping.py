@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from onnxprune import runtime
+from onnxprune.errors import OnnxPruneError
 from onnxprune.stepping import Stepper
 from onnxprune.store import Store
 from tests.graphs import model, node, residual, weight
@@ -130,3 +131,15 @@ def test_bfloat16_stays_in_memory() -> None:
     kept = store.keep([np.ones(3, ml_dtypes.bfloat16), np.ones(3, np.float32)])
     assert [array.dtype.name for array in kept] == ["bfloat16", "float32"]
     assert store.files == 1
+
+
+def test_a_sequence_can_not_be_kept() -> None:
+    nodes = [node("SequenceConstruct", "x x", "s"), node("ConcatFromSequence", "s", "y", axis=0)]
+    proto = model(nodes, {"x": [2, 4]}, {"y": [4, 4]}, {})
+    stepper = Stepper(proto, None, feeds_of(proto))
+    sentence = (
+        "^value 's' is a sequence or an optional: calibration can't run the model piece by piece; "
+        "leave --calibration out$"
+    )
+    with pytest.raises(OnnxPruneError, match=sentence):
+        stepper.advance(1)

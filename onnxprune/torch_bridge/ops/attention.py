@@ -93,9 +93,9 @@ def _plain(qkv: Sequence[Tensor], heads: int, bias: Tensor | None, scale: float 
     return y.reshape(*y.shape[:2], -1)
 
 
-def multi_head(at: At, q: Tensor, k: Tensor, v: Tensor, *rest: Tensor | None) -> Made:
+def multi_head(at: At, q: Tensor, *given: Tensor | None) -> Made:
     """MultiHeadAttention of com.microsoft, without a cache."""
-    bias, mask, added, *past = optional(rest, 5)
+    k, v, bias, mask, added, *past = optional(given, 7)
     if k is None or v is None or mask is not None or any(x is not None for x in past):
         raise at.refuse("packed operands, a mask of keys or a cache")
     heads = at("num_heads")
