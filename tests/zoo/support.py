@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 
 from onnxprune import compare, runtime
 from onnxprune.axes import Mask, Opaque
+from onnxprune.bodies import restore
 from onnxprune.coupling import Coupling
 from onnxprune.data import random_inputs
 from onnxprune.files import load
@@ -67,6 +68,14 @@ def summary(coupling: Coupling) -> str:
     mixing = sum(group.mixing for group in coupling.groups)
     share = 100 * (1 - left / total) if total else 0.0
     return f"{len(counts) - mixing} exact, {mixing} mixing groups: {share:.1f} % of the parameters"
+
+
+def original(coupling: Coupling) -> onnx.ModelProto:
+    """The file itself: bodies that use a name each for its own have it there."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(coupling.model.proto)
+    restore(proto, coupling.model.renamed)
+    return proto
 
 
 def identical(a: onnx.ModelProto, b: onnx.ModelProto) -> bool:

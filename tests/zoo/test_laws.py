@@ -21,12 +21,15 @@ from tests.zoo.fill import load
 TOLERANCE = 1e-5
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden_groups.txt"
-# Nothing to prune: every channel is an input or an output, or the weights are inside a loop.
-UNPRUNABLE = frozenset(
-    {"keras_jax/lstm", "keras_tensorflow/lstm", "others/skl_logreg", "others/skl_scaler_pca_mlp"}
-)
+# Nothing to prune: every channel is an input or an output.
+UNPRUNABLE = frozenset({"others/skl_logreg"})
+# The shape of a loop's first state is computed, and restated as a share: pruned once, its size is
+# no longer known beforehand, and what depends on it is left alone.
+ONCE = frozenset({"keras_jax/lstm"})
 # No channel is read by parameters alone.
-NO_DUPLICATES = frozenset({"keras_torch/lstm", "timm/nf_resnet50.dynamo"})
+NO_DUPLICATES = frozenset(
+    {"keras_jax/lstm", "keras_tensorflow/lstm", "keras_torch/lstm", "timm/nf_resnet50.dynamo"}
+)
 
 
 @pytest.fixture(scope="module", params=support.cases())
@@ -76,7 +79,7 @@ def test_law_3_the_duplicate_oracle(name: str, coupling: Coupling) -> None:
 
 def test_law_4_an_empty_plan_is_the_identity(coupling: Coupling) -> None:
     nothing = {group.factor: np.ones(group.size, bool) for group in coupling.groups}
-    assert support.identical(shrink(coupling, nothing), coupling.model.proto)
+    assert support.identical(shrink(coupling, nothing), support.original(coupling))
 
 
 def test_law_4_a_plan_is_replayed(coupling: Coupling) -> None:
@@ -84,14 +87,17 @@ def test_law_4_a_plan_is_replayed(coupling: Coupling) -> None:
     plan = make_plan(coupling, keep, "0" * 64)
     read = Plan.model_validate_json(plan.to_json())
     assert read == plan
-    again = support.structure(coupling.model.proto)
+    again = support.structure(support.original(coupling))
     replayed = shrink(again, keep_of(read, again))
     assert support.identical(replayed, shrink(coupling, keep))
 
 
-def test_law_4_plans_compose(coupling: Coupling) -> None:
+def test_law_4_plans_compose(name: str, coupling: Coupling) -> None:
     first = support.half(coupling)
     pruned = support.structure(shrink(coupling, first))
+    if name in ONCE:
+        assert len(pruned.groups) < len(coupling.groups)
+        return
     second = support.half(pruned, seed=1)
     heirs = support.heirs(coupling, first, pruned)
     both = {}
