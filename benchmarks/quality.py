@@ -36,7 +36,17 @@ from benchmarks.quality_makers import (
     TORCH_SCOPES,
     offered,
 )
-from benchmarks.quality_nets import SEEDS, Net, Request, Row, add_row, commit, net, read_rows
+from benchmarks.quality_nets import (
+    SEEDS,
+    Net,
+    Request,
+    Row,
+    add_row,
+    commit,
+    known_option,
+    net,
+    read_rows,
+)
 
 NETS = ("resnet20", "vgg_bn", "mobilenet_v2", "vit")
 TARGETS = (0.7, 0.5, 0.3)
@@ -213,14 +223,7 @@ def main() -> None:
     parser.add_argument("--tools", nargs="*", default=list(MAKERS), choices=list(MAKERS))
     parser.add_argument("--ours", nargs="*", default=list(OURS), help="variants of onnxprune")
     parser.add_argument("--again", action="store_true", help="measure what is known, too")
-    parser.add_argument(
-        "--known",
-        nargs="?",
-        const=commit(),
-        default="",
-        metavar="COMMIT",
-        help="measure nothing: show what is known, of onnxprune at this commit (default: now)",
-    )
+    known_option(parser)
     parser.add_argument("--no-save", action="store_true", help="print only")
     wanted = parser.parse_args()
     results = {}

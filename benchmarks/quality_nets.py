@@ -1,5 +1,6 @@
 """What `benchmarks.quality` is made of: a frozen copy of a net, requests, rows, and evaluation."""
 
+import argparse
 import hashlib
 import json
 import shutil
@@ -174,3 +175,15 @@ def add_row(row: Row) -> None:
     """Append a row."""
     with ROWS.open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(row)) + "\n")
+
+
+def known_option(parser: argparse.ArgumentParser) -> None:
+    """``--known [COMMIT]``: show what is known, of onnxprune at a commit."""
+    parser.add_argument(
+        "--known",
+        nargs="?",
+        const=commit(),
+        default="",
+        metavar="COMMIT",
+        help="measure nothing: show what is known, of onnxprune at this commit (default: now)",
+    )

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from benchmarks import harness, rivals
 from benchmarks.quality_makers import MAKERS, OURS, offered
-from benchmarks.quality_nets import FOLDER, SEEDS, Made, Request, Subject, commit
+from benchmarks.quality_nets import FOLDER, SEEDS, Made, Request, Subject, commit, known_option
 from benchmarks.rivals import onnxprune_macs
 from benchmarks.tasks import TASKS, Task, batches
 from benchmarks.trained import install
@@ -205,14 +205,7 @@ def main() -> None:
     tools = ["onnxprune", *(["onnxsim"] if rivals.venv_python("onnxsim") else [])]
     parser.add_argument("--tools", nargs="*", default=tools, choices=["onnxprune", "onnxsim"])
     parser.add_argument("--ours", nargs="*", default=list(OURS), help="variants of onnxprune")
-    parser.add_argument(
-        "--known",
-        nargs="?",
-        const=commit(),
-        default="",
-        metavar="COMMIT",
-        help="measure nothing: show what is known, of onnxprune at this commit (default: now)",
-    )
+    known_option(parser)
     parser.add_argument("--no-save", action="store_true", help="print only")
     wanted = parser.parse_args()
     install()
