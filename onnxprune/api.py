@@ -300,9 +300,8 @@ def apply(
         GateError: max_drop or min_fidelity says no.
     """
     data = gathered(calibration, evaluate, seed, options)
-    files = (inputs, output, None, report_output)
-    text = report_text(report_output)
-    run = Run(model, every_rule(rules), verify, *files, progress, data=data, report_text=text)
+    files = _files(verify, inputs, output, None, report_output, progress, ())
+    run = Run(model, every_rule(rules), data=data, **files)
     return pipeline.replay(run, _plan(plan), recover)
 
 

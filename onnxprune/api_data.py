@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from onnxprune import files, sensing
+from onnxprune.api_rules import every_rule
 from onnxprune.choosing import Progress, analyse
 from onnxprune.errors import OnnxPruneError
 from onnxprune.judging import Judge, Judgement, SourceOptions, gathered
-from onnxprune.rules import stated_row
 from onnxprune.sensing import RATIOS, Plans
 from onnxprune.sources import Source
 from onnxprune.target import Target
@@ -99,10 +99,9 @@ def sensitivity(
         OnnxPruneError: there is no data, or the file is of another model or other settings.
     """
     data = gathered(calibration, evaluate, seed, options)
-    rows = {op: stated_row(line) for op, line in (rules or {}).items()}
     where = None if ep is None else Target(ep, threads, ep_options or {})
     patterns = (tuple(include), tuple(exclude))
     plans = Plans(tuple(ratios), criterion, recover, *patterns, seed, where)
     path = None if output is None else Path(output)
-    coupling = analyse(model, rows)
+    coupling = analyse(model, every_rule(rules))
     return sensing.sense(coupling, data, plans, path, jobs, cluster, progress)

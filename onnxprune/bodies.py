@@ -92,13 +92,8 @@ def _rename(
         seen.add(fresh)
         own[name] = fresh
     new = {**outer, **own}
-    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        value.name = new.get(value.name, value.name)
-    for tensor in graph.sparse_initializer:
-        tensor.values.name = new.get(tensor.values.name, tensor.values.name)
+    _rename_values(graph, new)
     for node in graph.node:
-        node.input[:] = [new.get(name, name) for name in node.input]
-        node.output[:] = [new.get(name, name) for name in node.output]
         for body in subgraphs(node):
             _rename(body, new, seen, taken, old)
 
@@ -106,13 +101,18 @@ def _rename(
 def restore(proto: onnx.ModelProto, old: Mapping[str, str]) -> None:
     """Give the values of bodies the names that they had in the file."""
     for graph in graphs(proto.graph) if old else ():
-        for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-            value.name = old.get(value.name, value.name)
-        for tensor in graph.sparse_initializer:
-            tensor.values.name = old.get(tensor.values.name, tensor.values.name)
-        for node in graph.node:
-            node.input[:] = [old.get(name, name) for name in node.input]
-            node.output[:] = [old.get(name, name) for name in node.output]
+        _rename_values(graph, old)
+
+
+def _rename_values(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Give the values of one graph, but not of the bodies in it, other names."""
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        value.name = names.get(value.name, value.name)
+    for tensor in graph.sparse_initializer:
+        tensor.values.name = names.get(tensor.values.name, tensor.values.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
 
 
 def draws(node: onnx.NodeProto) -> bool:

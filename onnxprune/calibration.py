@@ -51,19 +51,16 @@ class Batches(Sequence[tuple[Feeds, Array]]):
         Infinite ones are let through: they mask attention.
         """
         for name, values in feeds.items():
-            bad = np.isnan(values) if values.dtype.kind == "f" else np.zeros(1, bool)
-            if bad.any():
-                part = self.parts[index]
-                several = len(part) == len(bad) > 1
-                at = (
-                    part[int(np.flatnonzero(bad.reshape(len(bad), -1).any(1))[0])]
-                    if several
-                    else part[0]
-                )
-                raise OnnxPruneError(
-                    f"sample {at} has values of input '{name}' that are not a number (NaN): mend "
-                    "the data, or leave it out"
-                )
+            if values.dtype.kind != "f" or not np.isnan(values).any():
+                continue
+            part = self.parts[index]
+            at = part[0]
+            if len(part) == len(values) > 1:
+                at = part[int(np.isnan(values).reshape(len(part), -1).any(1).argmax())]
+            raise OnnxPruneError(
+                f"sample {at} has values of input '{name}' that are not a number (NaN): mend "
+                "the data, or leave it out"
+            )
 
 
 def batches(

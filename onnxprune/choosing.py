@@ -12,13 +12,11 @@ import numpy as np
 
 from onnxprune import files
 from onnxprune.alignment import alignment
-from onnxprune.amounts import size
-from onnxprune.arena import arena
 from onnxprune.axes import Mask, Values
 from onnxprune.budget import SCHEDULES, Budget, Options, Schedule, Stage, free_groups
 from onnxprune.cost import CostModel, cost_model
 from onnxprune.coupling import Coupling
-from onnxprune.errors import BudgetError, OnnxPruneError, RunError
+from onnxprune.errors import OnnxPruneError
 from onnxprune.latency import Latency, with_latency
 from onnxprune.passes.couple import couple
 from onnxprune.passes.normalize import normalize
@@ -38,9 +36,6 @@ Recover = bool | Literal["distill"]
 DISTILL: Final = "distill"
 ANY_SPEED: Final = Speed()
 StepOf = Callable[[str], AbstractContextManager[Progress | None]]
-ARENA_TRIES: Final = 8
-ARENA_CLOSE: Final = 0.95  # of what is allowed: near enough
-ARENA_SPARE: Final = 0.99  # aims a little below what is allowed
 
 
 @dataclass(frozen=True)
@@ -106,8 +101,33 @@ def analyse(
     return couple(normalize(loaded, rules), rules)
 
 
+@dataclass
+class Left:
+    """What is left of a model before one of its steps.
+
+    Attributes:
+        coupling: its structure.
+        scores: of its groups.
+        costs: of it.
+        keep: the masks of the whole model's groups so far.
+        notes: what was said of the choices, with the steps that said it.
+    """
+
+    coupling: Coupling
+    scores: Mapping[int, Values]
+    costs: CostModel
+    keep: dict[int, Mask]
+    notes: dict[str, list[int]]
+
+    def copy(self) -> Left:
+        """Another one, whose masks and notes may change."""
+        keep = {factor: mask.copy() for factor, mask in self.keep.items()}
+        notes = {note: [*steps] for note, steps in self.notes.items()}
+        return replace(self, keep=keep, notes=notes)
+
+
 class Chooser:
-    """Scores and selects, in one step or several; what comes before the last choice is done once.
+    """Selects, in one step or several; what comes before the last choice is done once.
 
     Args:
         coupling: the structure of the model.
@@ -115,8 +135,8 @@ class Chooser:
         rules: the user's rows by operator.
         feeds: calibration inputs; between steps the model is recovered on them.
         step_of: is entered with the name of each pass.
+        scores: the scores of the first step.
         latency: a model of the latency, where that is a part of the budget.
-        scores: the scores of the first step, where they are known.
 
     Raises:
         OnnxPruneError: the number of steps makes no sense.
@@ -129,8 +149,8 @@ class Chooser:
         rules: Rules,
         feeds: Sequence[Feeds] | None,
         step_of: StepOf,
+        scores: Mapping[int, Values],
         latency: Latency | None = None,
-        scores: Mapping[int, Values] | None = None,
     ) -> None:
         if choice.steps < 1:
             raise OnnxPruneError(f"steps is {choice.steps}: it must be at least 1")
@@ -143,74 +163,61 @@ class Chooser:
             known = ", ".join(SCHEDULES)
             raise OnnxPruneError(f"there is no schedule '{choice.schedule}': choose {known}")
         self.coupling, self.choice, self.rules, self.feeds = coupling, choice, rules, feeds
-        self.step_of, self.latency = step_of, latency
-        self.first = scores
-        self.begun = False
-        self._begin()
-
-    def _begin(self) -> None:
-        """Before the first step."""
-        self.current, self.scores = self.coupling, self.first
-        self.costs = _costs(self.coupling, self.latency)
+        self.step_of, self.scores, self.latency = step_of, scores, latency
+        self.costs = _costs(coupling, latency)
         self.before = self.costs.cost({})
-        self.keep: dict[int, Mask] = {g.factor: np.ones(g.size, bool) for g in self.coupling.groups}
-        self.notes: dict[str, list[int]] = {}  # with the steps that they are of
+        self.last: Left | None = None
 
     def at(self, budget: Budget) -> tuple[dict[int, Mask], list[str]]:
         """The masks by factor of the groups that lose something under a budget, and notes.
 
-        Of several steps, all but the last go by the budget that was asked for first.
+        Of several steps, all but the last go by the first budget that they could be done by.
         """
         steps = self.choice.steps
-        if not self.begun:
-            self._begin()  # an earlier budget may have failed on its way
-            for step in range(1, steps):
-                self._select(step, budget, self.keep, self.notes)
-                self._go_on()
-            self.begun = True
-        keep = {factor: mask.copy() for factor, mask in self.keep.items()}
-        notes = {note: [*own] for note, own in self.notes.items()}
-        self._select(steps, budget, keep, notes)
-        masks = {factor: mask for factor, mask in keep.items() if not mask.all()}
-        return masks, [_of_steps(note, own, steps) for note, own in notes.items()]
+        if self.last is None:
+            self.last = self._before_last(budget)
+        left = self.last.copy()
+        self._select(left, steps, budget)
+        masks = {factor: mask for factor, mask in left.keep.items() if not mask.all()}
+        return masks, [_of_steps(note, own, steps) for note, own in left.notes.items()]
 
-    def _select(
-        self, step: int, whole: Budget, keep: dict[int, Mask], notes: dict[str, list[int]]
-    ) -> None:
+    def _before_last(self, budget: Budget) -> Left:
+        """What is left before the last step."""
+        whole = {group.factor: np.ones(group.size, bool) for group in self.coupling.groups}
+        left = Left(self.coupling, self.scores, self.costs, whole, {})
+        for step in range(1, self.choice.steps):
+            self._select(left, step, budget)
+            left = self._after(left)
+        return left
+
+    def _select(self, left: Left, step: int, whole: Budget) -> None:
         """One step: what is chosen goes into the masks, what is said of it into the notes."""
         steps = self.choice.steps
-        if self.scores is None:
-            self.scores = scored_by(self.current, self.choice, self.feeds, self.step_of)
-        if self.current is self.coupling:
-            self.first = self.scores
         with self.step_of("select"):
             stage = Stage(step, steps, self.choice.schedule)
             options = self.choice.options.at_step(stage)
             if step < steps:  # blocks are for the last: roundings to them would add up
                 options = replace(options, stairs=options.stairs.finer())
             budget = whole.at_step(stage, self.before)
-            found = select(self.current, self.scores, budget, options, self.costs)
-        for note in (*found.limits, *_narrow(self.coupling, self.current, found.keep, keep)):
-            notes.setdefault(note, []).append(step)
+            found = select(left.coupling, left.scores, budget, options, left.costs)
+        for note in (*found.limits, *_narrow(self.coupling, left.coupling, found.keep, left.keep)):
+            left.notes.setdefault(note, []).append(step)
 
-    def _go_on(self) -> None:
+    def _after(self, left: Left) -> Left:
         """Take what is chosen away, recover, and look at what is left."""
-        small = shrink(self.coupling, self.keep)
+        small = shrink(self.coupling, left.keep)
         if self.feeds and self.choice.recover:
+            seed = self.choice.seed
             with self.step_of("recover") as tell:
                 found = recover(
-                    self.coupling,
-                    self.keep,
-                    small,
-                    self.feeds,
-                    seed=self.choice.seed,
-                    progress=tell,
+                    self.coupling, left.keep, small, self.feeds, seed=seed, progress=tell
                 )
-            small = shrink(self.coupling, self.keep, found.values)
-        self.current = analyse(
-            small, self.rules, self.coupling.model.folder, self.coupling.model.open_io
-        )
-        self.costs, self.scores = _costs(self.current, self.latency), None
+            small = shrink(self.coupling, left.keep, found.values)
+        model = self.coupling.model
+        current = analyse(small, self.rules, model.folder, model.open_io)
+        scores = scored_by(current, self.choice, self.feeds, self.step_of)
+        costs = _costs(current, self.latency)
+        return replace(left, coupling=current, scores=scores, costs=costs)
 
 
 def choose_by_latency(
@@ -240,7 +247,7 @@ def choose_by_latency(
         latency = measured_latency(coupling, costs, steps, free, feeds, target)
 
     scores = scored_by(coupling, choice, batches, step_of)
-    chooser = Chooser(coupling, choice, rules, batches, step_of, latency, scores)
+    chooser = Chooser(coupling, choice, rules, batches, step_of, scores, latency)
 
     def chosen(share: float) -> tuple[dict[int, Mask], tuple[str, ...]]:
         keep, notes = chooser.at(choice.whole_budget(share))
@@ -249,62 +256,6 @@ def choose_by_latency(
     with step_of("tune"):
         costs = with_latency(costs, latency)
         return tune(Tuner(coupling, costs, latency, chosen, feeds, target), choice.speed.goal)
-
-
-def choose_by_arena(chooser: Chooser, feeds: Feeds) -> tuple[dict[int, Mask], list[str]]:
-    """Choose, and correct the peak that is counted until ONNX Runtime's own plan meets the budget.
-
-    ONNX Runtime fuses nodes, pads channels and lays values out anew, so that its arena takes
-    another share than a count of live values does. It may even grow where a fusion is lost (a ViT
-    at 0.6 of the counted peak took 1.3 of the memory), so that a choice that meets the budget may
-    lie far below it: of those that meet it the one with the most MACs is taken.
-
-    Args:
-        chooser: whose choice has a budget for peak memory.
-        feeds: what the model is run on; the plan is for their sizes.
-
-    Raises:
-        BudgetError: the plan stays above the budget, whatever is chosen.
-    """
-    model, budget = chooser.coupling.model, chooser.choice.budget
-    assert budget.peak_bytes is not None
-    try:
-        full = arena(model.proto, model.folder, feeds).planned_bytes
-    except RunError:  # it does not tell: what is counted has to do
-        full = 0
-    if not full:
-        return chooser.at(budget)
-    goal = budget.peak_bytes * full if budget.peak_bytes <= 1 else budget.peak_bytes
-    whole = cost_model(chooser.coupling)
-    limit, refused, least = min(goal / full, 1.0), 0.0, full
-    best: tuple[int, dict[int, Mask], list[str]] | None = None
-    for _ in range(ARENA_TRIES):
-        try:
-            keep, notes = chooser.at(replace(budget, peak_bytes=limit))
-        except BudgetError:  # that little can't be left: what can, is more
-            refused, limit = limit, (limit + 1) / 2
-            continue
-        small = shrink(chooser.coupling, keep)
-        planned = arena(small, model.folder, feeds).planned_bytes
-        least = min(least, planned)
-        counts = {factor: int(mask.sum()) for factor, mask in keep.items()}
-        kept = whole.cost(counts).macs
-        if planned <= goal and (best is None or kept > best[0]):
-            best = kept, keep, notes
-        if goal * ARENA_CLOSE <= planned <= goal or (planned <= goal and limit == 1):
-            break
-        left, limit = (
-            limit,
-            limit * goal / max(planned, 1) * (1 if planned <= goal else ARENA_SPARE),
-        )
-        limit = min(limit if limit > refused else (refused + left) / 2, 1.0)
-    if best is None:
-        raise BudgetError(
-            f"peak memory of {size(goal)} can't be reached: ONNX Runtime plans {size(full)} for "
-            f"the activations of the model, and {size(least)} of the smallest that was tried; "
-            "allow more, or let more go (--max-ratio, --include, --exclude)"
-        )
-    return best[1], best[2]
 
 
 def scored_by(

@@ -13,7 +13,7 @@ from onnxprune.coupling import Coupling, Group
 from onnxprune.errors import OnnxPruneError
 from onnxprune.latency import Latency, with_latency
 from onnxprune.model import subgraphs
-from onnxprune.plan import Keep
+from onnxprune.plan import Keep, counts_of
 from onnxprune.results import FrozenRow, GroupRow, Inspection
 from onnxprune.rules import Unprunable, row_of
 
@@ -26,7 +26,7 @@ def costs(
     """Costs before and after, with a model of the latency if there is one; a row for each group."""
     model = cost_model(coupling)
     model = model if latency is None else with_latency(model, latency)
-    counts = {factor: int(mask.sum()) for factor, mask in keep.items()}
+    counts = counts_of(keep)
     return model.cost({}), model.cost(counts), _rows(coupling, model, counts)
 
 
@@ -90,7 +90,7 @@ def input_shapes(coupling: Coupling) -> dict[str, tuple[int, ...]]:
 def changed_io(coupling: Coupling, keep: Keep) -> list[str]:
     """The new shapes of inputs and outputs that lost channels, in sentences."""
     found, factors, model = [], coupling.factors, coupling.model
-    counts = {factor: int(mask.sum()) for factor, mask in keep.items()}
+    counts = counts_of(keep)
     for kind, names in (("input", model.inputs), ("output", model.outputs)):
         for name in (x for x in names if x in model.open_io):
             layouts, shape = coupling.layouts.get(name, ()), model.shape(name) or ()

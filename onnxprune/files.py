@@ -240,11 +240,10 @@ def save(
             return save(proto, path, folder, like, own, sink)
     if not path.parent.is_dir():
         raise OnnxPruneError(f"'{path}' can't be written: there is no folder '{path.parent}'")
-    places = places_of(proto) | (places_of(like) if like is not None else set())
-    outside = bool(places) or _is_too_large(proto)
+    originals = [proto] if like is None else [proto, like]
+    outside = any(map(places_of, originals)) or _is_too_large(proto)
     data = path.with_name(f"{path.name}.data")
-    if folder is not None and data.resolve() in {(folder / place).resolve() for place in places}:
-        raise OnnxPruneError(f"'{data}' holds the data of the original: give another output path")
+    spare_data(data, {file for own in originals for file in data_files(own, folder)})
     if not outside:
         write(path, lambda p: p.write_bytes(proto.SerializeToString()))
         return [path]
@@ -272,6 +271,21 @@ def places_of(proto: onnx.ModelProto) -> set[str]:
     """The files that a model keeps tensors in, as it names them."""
     every = (*proto.graph.initializer, *inner_tensors(proto.graph))
     return {location(tensor) for tensor in filter(shapes.is_external, every)}
+
+
+def data_files(proto: onnx.ModelProto, folder: Path | None) -> set[Path]:
+    """The files that a model keeps tensors in, where its folder is known."""
+    return set() if folder is None else {(folder / own).resolve() for own in places_of(proto)}
+
+
+def spare_data(data: Path, held: Collection[Path]) -> None:
+    """Refuse to write a result's data over that of the original.
+
+    Raises:
+        OnnxPruneError: that would happen.
+    """
+    if data.resolve() in held:
+        raise OnnxPruneError(f"'{data}' holds the data of the original: give another output path")
 
 
 def _write_data(

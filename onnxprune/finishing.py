@@ -10,15 +10,14 @@ from typing import Any
 
 import onnx
 
-from onnxprune import explaining, files, mobile
+from onnxprune import explaining, files, mobile, peaks
 from onnxprune.api_rules import every_row
-from onnxprune.arena import arena
 from onnxprune.axes import Mask
 from onnxprune.choosing import ANY_SPEED
 from onnxprune.cost import cost_model
 from onnxprune.coupling import Coupling
 from onnxprune.environment import command, environment
-from onnxprune.errors import GateError, RunError, VerificationError
+from onnxprune.errors import GateError, VerificationError
 from onnxprune.fronts import layer_changes, try_of, tuned_tries
 from onnxprune.judging import judge_of
 from onnxprune.model import Array, Model
@@ -106,7 +105,7 @@ def _proved(
         notes.append(mobile.UNLAID)
     if verification is None:
         notes.append("not verified: the proof was switched off")
-    elif "peak_bytes" in made.settings:
+    elif made.tuned is not None and "peak_bytes" in made.settings:  # it was counted alone
         notes += _arenas(run, coupling.model, small)
     plan = made.plan.model_copy(update={"recovered": tuple(sorted(fitted.values))})
     made = replace(made, plan=plan, notes=tuple(notes))
@@ -135,20 +134,29 @@ def _smaller(
         return Small(proto, folder, sink), values, Recovery({}, ())
     known, fitted = (run.known or {}).get("fit", (None, Recovery({}, ())))
     if known is None or not same_masks(known, keep):
-        seed = made.seed(run)
-        with run.step("recover") as tell:
-            fitted = recover(coupling, keep, proto, feeds, values=values, seed=seed, progress=tell)
+        fitted = _fitted(run, coupling, made, proto, feeds, values or {})
     values = {**(values or {}), **fitted.values}
-    proto = shrink(coupling, keep, values)
-    if made.distill:
-        with run.step("distill") as tell:
-            learnt, note = distilled(
-                coupling, keep, proto, feeds, every_row(), made.seed(run), tell
-            )
-        values, notes = {**values, **learnt}, (*fitted.notes, note)
-        fitted = replace(fitted, values={**fitted.values, **learnt}, notes=notes)
-        proto = shrink(coupling, keep, values)
-    return Small(proto, folder), values, fitted
+    return Small(shrink(coupling, keep, values), folder), values, fitted
+
+
+def _fitted(
+    run: Run,
+    coupling: Coupling,
+    made: Made,
+    proto: onnx.ModelProto,
+    feeds: Sequence[Feeds],
+    values: dict[str, Array],
+) -> Recovery:
+    """What recovery finds, by least squares and then by distillation, where that is wanted."""
+    keep, seed = made.keep, made.seed(run)
+    with run.step("recover") as tell:
+        found = recover(coupling, keep, proto, feeds, values=values, seed=seed, progress=tell)
+    if not made.distill:
+        return found
+    proto = shrink(coupling, keep, {**values, **found.values})
+    with run.step("distill") as tell:
+        learnt, note = distilled(coupling, keep, proto, feeds, every_row(), seed, tell)
+    return replace(found, values={**found.values, **learnt}, notes=(*found.notes, note))
 
 
 def _reported(
@@ -226,15 +234,8 @@ def _with_tries(run: Run, coupling: Coupling, made: Made, report: Report) -> Rep
 def _arenas(run: Run, model: Model, small: Small) -> list[str]:
     """What ONNX Runtime takes for activations before and after, where it tells."""
     feeds = timed_on(run, model, 0)
-    try:
-        before, after = (arena(m.proto, m.folder, feeds) for m in (model, small))
-    except RunError:
-        return []
-    return [
-        f"ONNX Runtime's CPU provider plans {after.planned_bytes} bytes for activations, "
-        f"{before.planned_bytes} before: it fuses nodes, pads channels and lays values out anew, "
-        "which the counted peak does not"
-    ]
+    before, after = (peaks.planned_bytes(m.proto, m.folder, feeds) for m in (model, small))
+    return [] if before is None or after is None else [peaks.told(before, after)]
 
 
 def _verified(

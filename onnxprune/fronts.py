@@ -14,6 +14,7 @@ from onnxprune.cost import CostModel
 from onnxprune.coupling import Coupling
 from onnxprune.judging import Judge, Judgement
 from onnxprune.passes.shrink import shrink
+from onnxprune.plan import counts_of
 from onnxprune.profile import Change, changes, layers_of, node_groups, node_macs
 from onnxprune.results import Report, Try
 from onnxprune.runtime import Feeds
@@ -71,7 +72,7 @@ def tuned_tries(
     found = []
     for own in tuned:
         judged = judge.judge(shrink(coupling, own.keep)) if judge.data.given else Judgement()
-        macs = costs.cost({factor: int(mask.sum()) for factor, mask in own.keep.items()}).macs
+        macs = costs.cost(counts_of(own.keep)).macs
         figures = (macs / full, 1 / own.pace.speedup, own.pace.after_ms)
         found.append(Try(*figures, *_figures(judged), recovered=False, chosen=False))
     return tuple(found)

@@ -17,7 +17,6 @@ from onnxprune.choosing import (
     Recover,
     Rules,
     analyse,
-    choose_by_arena,
     choose_by_latency,
     scored_by,
 )
@@ -29,6 +28,7 @@ from onnxprune.judging import Data
 from onnxprune.model import Model
 from onnxprune.passes.score import MERGING, check_known, remarks
 from onnxprune.passes.verify import verify
+from onnxprune.peaks import choose_by_arena
 from onnxprune.plan import Plan, keep_of, make_plan
 from onnxprune.results import Report, Try
 from onnxprune.run import Inputs, Run, given_inputs, timed_on
@@ -82,7 +82,7 @@ def prune(run: Run, choice: Choice) -> tuple[Any, Report]:
     batches, tuned = _batches(run.data, coupling.model), None
     if choice.speed.goal is None:
         scores = run.once("scores", lambda: scored_by(coupling, choice, batches, run.step))
-        chooser = Chooser(coupling, choice, run.rules, batches, run.step, scores=scores)
+        chooser = Chooser(coupling, choice, run.rules, batches, run.step, scores)
         if choice.budget.peak_bytes is None:
             keep, limits = chooser.at(choice.budget)
         else:
@@ -110,17 +110,12 @@ def _searched(run: Run, choice: Choice) -> tuple[Any, Report]:
     trial = replace(trial, output=None, plan_output=None, report_output=None)
 
     untimed = replace(choice, speed=replace(choice.speed, min_speedup=None))
-
-    def at(share: float) -> Choice:
-        return replace(choice, budget=Budget(macs=share))
-
     tries: list[Try] = []
 
     def attempt(share: float) -> None:
         try:
-            tries.append(
-                try_of(prune(trial, replace(untimed, budget=Budget(macs=share)))[1], False)
-            )
+            _, report = prune(trial, replace(untimed, budget=Budget(macs=share)))
+            tries.append(try_of(report, False))
         except GateError as gate:
             if gate.report is not None:
                 tries.append(try_of(gate.report, False))
@@ -128,7 +123,8 @@ def _searched(run: Run, choice: Choice) -> tuple[Any, Report]:
 
     best = smallest(attempt)
     note = f"{100 * best:.1f} % of the MACs is the least that the gates allow, found by bisection"
-    return prune(replace(run, notes=(*run.notes, note), tries=tuple(tries)), at(best))
+    run = replace(run, notes=(*run.notes, note), tries=tuple(tries))
+    return prune(run, replace(choice, budget=Budget(macs=best)))
 
 
 def replay(run: Run, plan: Plan, fit: Recover = True) -> tuple[Any, Report]:

@@ -33,6 +33,11 @@ Keep = Mapping[int, Mask]
 Indices = list[Annotated[int, Field(ge=0)]]
 
 
+def counts_of(keep: Keep) -> dict[int, int]:
+    """How many channels each factor keeps."""
+    return {factor: int(mask.sum()) for factor, mask in keep.items()}
+
+
 class ModelId(BaseModel):
     """Which file the plan was made for."""
 

@@ -18,7 +18,7 @@ from onnxprune.linear import Linear, letter_sizes, linear_of, picked, root_of
 from onnxprune.model import Array, Node
 from onnxprune.moments import TINY, WIDE
 from onnxprune.pair import behind, operators
-from onnxprune.plan import Keep
+from onnxprune.plan import Keep, counts_of
 from onnxprune.results import Layer
 from onnxprune.rules.tables import NORMS, PICKING
 from onnxprune.sides import Branch, Step, branch_of, readers
@@ -50,7 +50,7 @@ class Refit:
         self.coupling, self.keep, self.values = coupling, keep, values
         self.factors: Factors = coupling.factors
         self.original, self.pruned, self.generator = original, pruned, generator
-        self.counts = {factor: int(mask.sum()) for factor, mask in keep.items()}
+        self.counts = counts_of(keep)
         self.changed: dict[str, Array] = {}
         self.uses = Counter(name for node in coupling.model.every for name in node.inputs)
         self.wanted: dict[str, int] = {}  # values of the original -> layers that still need them

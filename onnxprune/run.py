@@ -119,22 +119,12 @@ class Run:
 
     def _spare(self, model: Model) -> None:
         """Nothing is written over the original's data, nor the data of the result over its plan."""
-        kept = (
-            {}
-            if model.folder is None
-            else {
-                (model.folder / place).resolve(): "which holds data of the original"
-                for place in files.places_of(model.proto)
-            }
-        )
-        if self.output is not None:
+        held = files.data_files(model.proto, model.folder)
+        kept = dict.fromkeys(held, "which holds data of the original")
+        if held and self.output is not None:
             data = Path(f"{self.output}.data").resolve()
-            if data in kept:
-                raise OnnxPruneError(
-                    f"'{data}' holds the data of the original: give another output path"
-                )
-            if kept:
-                kept[data] = "which is to hold the data of the result"
+            files.spare_data(data, held)
+            kept[data] = "which is to hold the data of the result"
         targets = {"model": self.output, "plan": self.plan_output, "report": self.report_output}
         for what, path in targets.items():
             if path is not None and Path(path).resolve() in kept:

@@ -16,6 +16,7 @@ from onnxprune.latency import Latency
 from onnxprune.model import Array
 from onnxprune.passes.benchmark import Timing
 from onnxprune.passes.shrink import shrink
+from onnxprune.plan import counts_of
 from onnxprune.results import Pace
 from onnxprune.speed import Goal, Timer, left_of, pace_of, timed
 from onnxprune.target import Target
@@ -64,8 +65,7 @@ class Tuner:
 
     def predicted(self, keep: Mapping[int, Mask]) -> float:
         """The milliseconds of what is left, by the model."""
-        counts = {factor: int(mask.sum()) for factor, mask in keep.items()}
-        return self.cost.cost(counts).latency_ms
+        return self.cost.cost(counts_of(keep)).latency_ms
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,12 @@ def _measured(
     latency = tuner.latency.scaled(before.p50_ms / full)
     left = left_of(before, after, tuner.target)
     if abs(left * after.speedup - 1) > NOISE:
-        notes = (*notes, f"a busy machine: by low quartiles {left:.3g}x of the latency remains")
+        what = "the processor's time" if tuner.target.one_core else "the quicker runs"
+        notes = (
+            *notes,
+            f"a busy machine: by {what} {left:.3g}x of the latency remains, which decides; by the "
+            f"median run {1 / after.speedup:.3g}x",
+        )
     return Tuned(keep, notes, pace, latency, left, predicted / full)
 
 

@@ -28,7 +28,7 @@ from onnxprune.edits import Edits, Wish
 from onnxprune.model import Array, Node, Param, operator, subgraphs
 from onnxprune.notation import Axis
 from onnxprune.outside import Sink
-from onnxprune.plan import Keep
+from onnxprune.plan import Keep, counts_of
 from onnxprune.rules.tables import ONE_BY_DEFAULT, RENAMES
 from onnxprune.rules.values import SIZES
 from onnxprune.stubs import idle, is_replaceable, stub
@@ -93,7 +93,7 @@ class _Shrink:
         self.coupling, self.keep, self.values, self.edits = coupling, keep, values, edits
         self.model, self.factors = coupling.model, coupling.factors
         self.pruned = frozenset(keep)
-        self.counts = {factor: int(mask.sum()) for factor, mask in keep.items()}
+        self.counts = counts_of(keep)
         self.kept: dict[str, Kept] = {}
 
     def slice_params(self, node: Node) -> None:

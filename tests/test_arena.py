@@ -69,6 +69,6 @@ def test_without_a_plan_what_is_counted_has_to_do(monkeypatch: pytest.MonkeyPatc
     def silent(*_: object) -> None:
         raise RunError("it does not tell")
 
-    monkeypatch.setattr("onnxprune.choosing.arena", silent)
+    monkeypatch.setattr("onnxprune.peaks.arena", silent)
     _, report = onnxprune.prune(tiny.net(64), peak_bytes=0.8)
     assert report.after.peak_bytes <= 0.8 * report.before.peak_bytes

@@ -110,6 +110,7 @@ FLOORS = {
     "tuning": 3,
     "speed": 3,
     "run": 3,
+    "peaks": 3,
     "report": 4,
     "cli": 4,
     "__init__": 5,

@@ -389,7 +389,8 @@ def test_a_latency_that_is_sought_in_steps_takes_the_first_ones_once(
     fitted = counting(monkeypatch, choosing, "recover")
     budget, options = Budget(macs=0.5), Options(align=1)
     choice = choosing.Choice(budget, options, "obs", steps=3, seed=0)
-    chooser = choosing.Chooser(coupling, choice, {}, feeds, lambda _: nullcontext())
+    scores = choosing.scored_by(coupling, choice, feeds, lambda _: nullcontext())
+    chooser = choosing.Chooser(coupling, choice, {}, feeds, lambda _: nullcontext(), scores)
 
     def chosen(macs: float) -> list[int]:
         keep, _ = chooser.at(Budget(macs=macs))

@@ -191,7 +191,9 @@ def test_a_busy_machine_is_said() -> None:
 
     found = tune(replace(own, timer=noisy), goal(0.5))
     assert abs(found.left / 0.5 - 1) <= 0.05
-    assert found.notes[-1].startswith("a busy machine: by low quartiles 0.")
+    told = found.notes[-1]
+    assert told.startswith(f"a busy machine: by the processor's time {found.left:.3g}x of the")
+    assert told.endswith(f"by the median run {1 / found.pace.speedup:.3g}x")
 
 
 def test_no_choice_within_5_percent_writes_nothing() -> None:

@@ -67,9 +67,8 @@ def distilled(
     proto, found, _ = trained(plan)
     if not found.best_epoch:
         return {}, "distillation came no nearer the original on inputs that were held back"
-    known = (
-        coupling.layouts
-    )  # what no rule reads (a bound of Clip) has no layout, nor is it trained
+    # What no rule reads (a bound of Clip) has no layout, nor is it trained.
+    known = coupling.layouts
     names = [n for n, own in teacher.params.items() if own.dtype in FLOATS and n in known]
     values = fitted_values(coupling, keep, proto, names)
     return values, f"distilled: {found.steps} steps in {found.seconds:.0f} s"
