@@ -122,3 +122,38 @@ def test_a_library_runs_custom_operators(tmp_path: Path) -> None:
     assert report.verification is not None
     assert report.verification.ok
     assert np.isfinite(report.verification.error)
+
+
+def test_a_package_rule_counts_in_sensitivity_too(package: Any) -> None:
+    """The graph has an operator of the package's, which the file itself says how to run."""
+    proto = model(
+        [
+            node("Conv", "x w1", "a"),
+            helper.make_node("Op", ["a", "s"], ["b"], domain="my"),
+            node("Conv", "b w2", "c"),
+            node("GlobalAveragePool", "c", "p"),
+            node("Flatten", "p", "y"),
+        ],
+        {"x": ["n", 3, 4, 4]},
+        {"y": ["n", 4]},
+        {"w1": weight(1, 8, 3, 1, 1), "s": weight(2, 8, 1, 1), "w2": weight(3, 4, 8, 1, 1)},
+    )
+    proto.opset_import.append(helper.make_opsetid("my", 1))
+    proto.functions.append(
+        helper.make_function(
+            "my",
+            "Op",
+            ["v", "s"],
+            ["r"],
+            [helper.make_node("CumSum", ["v", "axis"], ["u"]), node("Mul", "u s", "r")],
+            [helper.make_opsetid("", 18)],
+        )
+    )
+    axis = helper.make_tensor("value", onnx.TensorProto.INT64, [], [2])
+    proto.functions[0].node.insert(0, helper.make_node("Constant", [], ["axis"], value=axis))
+    data = {"x": np.random.default_rng(0).standard_normal((8, 3, 4, 4)).astype(np.float32)}
+    package("ROWS = {'my::Op': 'n c *s, c 1 1 -> n c *s'}")
+    found = onnxprune.sensitivity(proto, calibration=data, ratios=[0.5])
+    assert [row.group for row in found.trials] == ["w1:0"]
+    with pytest.raises(OnnxPruneError, match="built-in rule"):
+        onnxprune.sensitivity(proto, calibration=data, ratios=[0.5], rules={"Relu": "_ -> _"})
