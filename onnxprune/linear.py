@@ -11,6 +11,7 @@ So one least-squares fit serves Conv, ConvTranspose, Gemm, MatMul and Einsum ali
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -250,10 +251,11 @@ def _letter_sizes(shape: Sequence[int], form: Form, own: Sizes) -> dict[str, int
     """Every letter's size in an array of this shape; at most one letter of an axis is unknown."""
     sizes = {}
     for size, axis in zip(shape, form, strict=True):
-        known = {letter: own[letter] for letter in axis if letter in own}
         if len(axis) == 1:
-            known = {axis[0]: size}
-        rest = size // max(int(np.prod(list(known.values()), dtype=np.int64)), 1)
+            sizes[axis[0]] = size
+            continue
+        known = {letter: own[letter] for letter in axis if letter in own}
+        rest = size // max(math.prod(known.values()), 1)
         sizes.update({letter: known.get(letter, rest) for letter in axis})
     return sizes
 

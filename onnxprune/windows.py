@@ -114,7 +114,9 @@ def _windows(
     widths = [(0, 0), (0, 0)]
     for size, begin, need in zip(x.shape[2:], begins, needed, strict=True):
         widths.append((max(begin, 0), max(need - size - max(begin, 0), 0)))
-    padded = np.pad(x, widths)[_spatial(slice(0, need) for need in needed)]
+    if any(map(any, widths)):
+        x = np.pad(x, widths)
+    padded = x[_spatial(slice(0, need) for need in needed)]
     axes = tuple(range(2, x.ndim))
     view = np.lib.stride_tricks.sliding_window_view(padded, tuple(spans), axis=axes)
     return view[_spatial(slice(None, None, step) for step in (*strides, *dilations))]
