@@ -41,6 +41,11 @@ def evaluate(
     """
     data = gathered(calibration, evaluate, seed, options)
     data.check()
+    if "samples" in options and calibration is None:
+        raise OnnxPruneError(
+            "--samples (samples=) says how many calibration inputs are taken, and there are none: "
+            "leave it out, or give --calibration; data with labels is taken whole"
+        )
     if evaluate is None and (small is None or calibration is None):
         raise OnnxPruneError(
             "there is nothing to evaluate on: give data with labels (--evaluate), or a second "

@@ -31,7 +31,7 @@ from onnxprune.profile import Change
 from onnxprune.results import Pace, Report
 from onnxprune.run import Run, given_inputs, timed_on
 from onnxprune.runtime import Feeds
-from onnxprune.speed import Speed, measured, must_be_faster
+from onnxprune.speed import Speed, measured, must_be_faster, unsure
 from onnxprune.training.recovering import distilled
 from onnxprune.tuning import Tuned, same_masks
 from onnxprune.verdict import Verification
@@ -98,6 +98,7 @@ def _proved(
     pace = _paced(run, coupling, small, made)
     verification, failure = _verified(run, coupling, made, small, values)
     notes = [*explaining.changed_io(coupling, made.keep), *made.notes, *fitted.notes]
+    notes += unsure(pace, made.speed)
     if made.plan.recovered and not fitted.layers:
         notes.append("the plan's model was recovered, which a plan does not carry: --calibration")
     portable = run.output is not None and Path(run.output).suffix == mobile.ORT_FORMAT

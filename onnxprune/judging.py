@@ -24,6 +24,7 @@ from onnxprune.runtime import Feeds, Runner
 from onnxprune.sources import Source
 from onnxprune.synthetic import NOTE, SYNTHETIC, synthetic_samples
 
+FEW: Final = 64  # calibration samples below which a user is told
 REMEMBERED: Final = 1 << 28  # bytes of the original's outputs that are kept for the next model
 
 
@@ -60,7 +61,15 @@ class Data:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of the feeds that were asked for."""
-        return (NOTE,) if "synthetic" in self._read else ()
+        if "synthetic" in self._read:
+            return (NOTE,)
+        count = sum(map(_samples, self._read.get("feeds", ())))
+        if self.calibration is None or not 0 < count < FEW:
+            return ()
+        return (
+            f"{count} calibration samples are few: what is fitted to them may not hold for others; "
+            "a few hundred are better",
+        )
 
     def check(self) -> None:
         """Refuse what makes no sense, before any work is done.
@@ -147,6 +156,11 @@ def _kept(labelled: Labelled, limit: int) -> Labelled:
             return labelled
         kept.append((feeds, labels))
     return tuple(kept)
+
+
+def _samples(feeds: Feeds) -> int:
+    """How many samples a batch has, as far as can be told."""
+    return max((len(array) for array in feeds.values() if array.ndim), default=1)
 
 
 def _count(labelled: Labelled) -> int:

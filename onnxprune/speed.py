@@ -200,6 +200,17 @@ def is_sure(after: Timing) -> bool:
     return after.speedup_high - after.speedup_low <= 2 * SURE * after.speedup
 
 
+def unsure(pace: Pace | None, speed: Speed) -> list[str]:
+    """A note on a speed-up that may lie below what was asked for."""
+    least = speed.min_speedup
+    if pace is None or least is None or not pace.speedup_low < least <= pace.speedup:
+        return []
+    return [
+        f"the speed-up is measured to be {pace.speedup:.3g}x, and may be below --min-speedup "
+        f"{least:g}: its interval is {pace.speedup_low:.3g} to {pace.speedup_high:.3g}"
+    ]
+
+
 def must_be_faster(pace: Pace, speed: Speed) -> None:
     """Refuse a result that is slower than the original, or than what was asked for.
 
@@ -216,6 +227,7 @@ def must_be_faster(pace: Pace, speed: Speed) -> None:
         )
     if speed.min_speedup is not None and pace.speedup < speed.min_speedup:
         raise GateError(
-            f"the pruned model is {pace.speedup:.3g}x as fast as the original ({times}), below "
-            f"--min-speedup {speed.min_speedup:g}, so nothing is written"
+            f"the pruned model is {pace.speedup:.3g}x as fast as the original "
+            f"({pace.speedup_low:.3g} to {pace.speedup_high:.3g}; {times}), below --min-speedup "
+            f"{speed.min_speedup:g}, so nothing is written"
         )

@@ -24,10 +24,11 @@ from onnxprune.files import together
 from onnxprune.latency import non_negative
 from onnxprune.target import Target
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 BLOCKS: Final = (1, 2, 4, 8, 16, 32)
 BETTER: Final = 0.7  # of the error of finer steps: what coarser ones have to come down to
 CLIFF: Final = 0.1  # of the time: what falling off a part has to cost at least
+UNEVEN: Final = 0.1  # mean relative error above which no steps are believed
 FLAT: Final = 0.01  # mean relative error that no finer steps have to be explained beyond
 PRODUCT: Final = "matmul"
 GROUPED: Final = "grouped"
@@ -44,6 +45,7 @@ class Curve:
         block: the step in which they grow; 1 where they grow evenly.
         part: what divides the counts that are not slowed down; 1 where all go as fast.
         cliff: how much longer others take, as a share.
+        error: the mean relative error of such steps.
     """
 
     counts: tuple[int, ...]
@@ -51,6 +53,12 @@ class Curve:
     block: int
     part: int
     cliff: float
+    error: float = 0.0
+
+    @property
+    def told(self) -> bool:
+        """Whether the times are even enough to go by: on a busy machine they may not be."""
+        return self.error <= UNEVEN
 
 
 @dataclass(frozen=True)
@@ -70,10 +78,12 @@ class Probe:
     def summary(self) -> str:
         """One sentence for a report."""
         own = self.stairs
+        uneven = [kind for kind, curve in self.curves.items() if not curve.told]
+        rest = f"; times of {', '.join(uneven)} were too uneven: usual steps there" * bool(uneven)
         return (
             f"kept counts go by a probe of this machine ({self.key['provider']}, "
             f"{self.key['threads']} threads): blocks of {own.block}, parts of {own.part}, "
-            f"{own.grouped} in a group, {own.product} in matrix products"
+            f"{own.grouped} in a group, {own.product} in matrix products{rest}"
         )
 
     def to_json(self) -> str:
@@ -121,7 +131,8 @@ def fitted(counts: Sequence[int], times_ms: Sequence[float]) -> Curve:
             real = part == 1 or own_cliff >= CLIFF
             if real and error < BETTER * max(least, FLAT) and error < least:
                 best, least, cliff = (block, part), error, own_cliff
-    return Curve(tuple(counts), tuple(map(float, times)), *best, cliff if best[1] > 1 else 0.0)
+    cliff = cliff if best[1] > 1 else 0.0
+    return Curve(tuple(counts), tuple(map(float, times)), *best, cliff, least)
 
 
 def _miss(n: Values, times: Values, block: int, part: int) -> tuple[float, float]:
@@ -139,14 +150,17 @@ def _miss(n: Values, times: Values, block: int, part: int) -> tuple[float, float
 
 
 def stairs_of(curves: Mapping[str, Curve]) -> Stairs:
-    """What curves say about kept counts."""
+    """What curves say about kept counts; the usual steps, where one is too uneven to go by."""
     own = [curves[kind] for kind in CONVOLUTIONS if kind in curves]
     if not own:
         return STAIRS
-    block = max(curve.block for curve in own)
-    part = max(curve.part for curve in own)
-    grouped = curves[GROUPED].block if GROUPED in curves else block
-    product = curves[PRODUCT].block if PRODUCT in curves else 1
+    block = max(curve.block if curve.told else STAIRS.block for curve in own)
+    part = max(curve.part if curve.told else STAIRS.part for curve in own)
+    grouped, product = block, STAIRS.product
+    if GROUPED in curves:
+        grouped = curves[GROUPED].block if curves[GROUPED].told else STAIRS.grouped
+    if PRODUCT in curves and curves[PRODUCT].told:
+        product = curves[PRODUCT].block
     return Stairs(max(block, part), part, grouped, product, max(block, part))
 
 

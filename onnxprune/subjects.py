@@ -146,6 +146,10 @@ def feeds_of(
     batched = _batched(files.load(path).proto)
     if not wanted.batches:
         sizes = {len(arrays[name]) for name in batched}
+        if wanted.inputs is not None and len(sizes) == 1 and max(sizes) > 1:
+            notes.append(
+                f"the {max(sizes)} samples of --inputs are one batch (--batch sets others)"
+            )
         return {sizes.pop() if len(sizes) == 1 else None: arrays}, notes
     if not batched:
         raise OnnxPruneError(

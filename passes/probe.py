@@ -69,7 +69,10 @@ def probe(
 
 
 def _times(kind: str, models: Sequence[onnx.ModelProto], target: Target) -> Sequence[float]:
-    """Low quantiles of as many rounds as there is time for."""
+    """Low quantiles of as many rounds as there is time for.
+
+    With one thread on the CPU they are of the processor's time, which waiting does not add to.
+    """
     if providers.simulated(target):
         raise ProviderError(
             f"the execution provider '{target.ep}' only simulates its device on this machine: its "
@@ -81,7 +84,7 @@ def _times(kind: str, models: Sequence[onnx.ModelProto], target: Target) -> Sequ
     while len(rounds) < WARM_UP + ROUNDS and (
         len(rounds) < WARM_UP + runner.FEWEST or time.perf_counter() - start < SECONDS
     ):
-        rounds.append([runner.timed(call)[0] for call in calls])
+        rounds.append([runner.timed(call)[target.one_core] for call in calls])
     return [float(own) for own in np.quantile(rounds[WARM_UP:], LOW, axis=0)]
 
 

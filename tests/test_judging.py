@@ -328,6 +328,21 @@ def test_without_data_random_inputs_stand_in_and_say_so() -> None:
     assert Judge(load(tiny.net()), data).judge(tiny.net()) == Judgement()
 
 
+def test_few_samples_are_said() -> None:
+    proto = classifier()
+    for count, said in ((judging.FEW, False), (judging.FEW - 1, True)):
+        given = {"x": data_of(proto, count)["x"]}
+        _, report = onnxprune.prune(proto, ratio=0.5, align=1, calibration=given)
+        told = [f"{count} calibration samples are few" in note for note in report.notes]
+        assert any(told) == said
+
+
+def test_a_count_of_samples_wants_calibration_inputs() -> None:
+    proto = classifier()
+    with pytest.raises(OnnxPruneError, match="calibration inputs are taken, and there are none"):
+        onnxprune.evaluate(proto, evaluate=data_of(proto), samples=8)
+
+
 def test_data_knows_one_judge_for_each_model() -> None:
     data = Data(data_of(classifier()))
     one, other = load(classifier()), load(classifier())

@@ -189,3 +189,17 @@ def test_the_plot_is_one_page_with_all_curves(tmp_path: Path) -> None:
     text = path.read_text("utf-8")
     assert all(f"{kind}: step" in text for kind in KINDS)
     assert 'src="http' not in text
+
+
+def test_times_that_are_too_uneven_are_not_believed() -> None:
+    def wild(kind: str, models: Sequence[onnx.ModelProto], target: Target) -> Sequence[float]:
+        noise = np.random.default_rng(len(kind)).uniform(1, 3, len(COUNTS))
+        times = AVX2(kind, models, target)
+        return list(times * noise) if kind in ("conv 3x3", GROUPED) else times
+
+    found = probe(Target(), timer=wild)
+    assert [kind for kind, curve in found.curves.items() if not curve.told] == ["conv 3x3", GROUPED]
+    assert found.stairs == Stairs(block=16, part=4, grouped=16, product=1, wide=16)
+    assert found.summary().endswith("times of conv 3x3, grouped were too uneven: usual steps there")
+    store(found)
+    assert cached(Target()) == found

@@ -251,6 +251,14 @@ def test_a_slower_result_is_refused_unless_forced() -> None:
     )
 
 
+def test_a_speed_up_that_may_be_too_little_is_said() -> None:
+    close = speed.pace_of(timing(10, 10), timing(6, 10, spread=0.1), Target())
+    (note,) = speed.unsure(close, Speed(min_speedup=1.6))
+    assert note.startswith("the speed-up is measured to be 1.67x, and may be below --min-speedup 1")
+    assert not speed.unsure(close, Speed(min_speedup=1.2))
+    assert not speed.unsure(close, Speed())
+
+
 def test_scattered_times_are_judged_by_their_low_quartiles() -> None:
     quiet = np.concatenate([np.full(30, 10.0), np.full(20, 30.0)])
     before = timing(30.0, 30.0, times_ms=tuple(quiet), cpu_times_ms=(8.0, 8.0))
