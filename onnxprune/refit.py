@@ -19,6 +19,7 @@ from onnxprune.model import Array, Node
 from onnxprune.moments import TINY, WIDE
 from onnxprune.pair import behind, operators
 from onnxprune.plan import Keep, counts_of
+from onnxprune.recurrent import Recurrent, recurrent_of
 from onnxprune.results import Layer
 from onnxprune.rules.tables import NORMS, PICKING
 from onnxprune.sides import Branch, Step, branch_of, readers
@@ -29,6 +30,16 @@ LEAST_ROWS: Final = 1 << 14
 WIDE_ROWS: Final = 4096  # where rows are kept
 COMPUTED: Final = "its weight is computed in the graph"
 SHARED: Final = "its weight serves other nodes, too"
+
+
+Fitted = Linear | Affine | Recurrent
+
+
+def claims(fitted: Fitted, branch: Branch) -> set[str]:
+    """The values of the original that a layer is fitted by."""
+    if isinstance(fitted, Recurrent):
+        return set(fitted.reads)
+    return {fitted.node.outputs[0], branch.total} - {""}
 
 
 class Refit:
@@ -65,17 +76,17 @@ class Refit:
         """The linear layers that both models have."""
         return [fitted for fitted, _ in self.pairs() if isinstance(fitted, Linear)]
 
-    def found(self) -> list[tuple[Linear | Affine, Branch]]:
+    def found(self) -> list[tuple[Fitted, Branch]]:
         """The layers in topological order, with what their results go through, to be fitted."""
         pairs = self.pairs()
         for fitted, branch in pairs:
-            for name in {fitted.node.outputs[0], branch.total} - {""}:
+            for name in claims(fitted, branch):
                 self.wanted[name] = self.wanted.get(name, 0) + 1
         return pairs
 
-    def pairs(self) -> list[tuple[Linear | Affine, Branch]]:
+    def pairs(self) -> list[tuple[Fitted, Branch]]:
         """The same, without a claim on any value."""
-        pairs: list[tuple[Linear | Affine, Branch]] = []
+        pairs: list[tuple[Fitted, Branch]] = []
         for bound in self.coupling.bound:
             key = bound.node.key
             if key not in self.original.index or key not in self.pruned.index:
@@ -86,6 +97,9 @@ class Refit:
                 pairs.append((norm, Branch()))
             if linear is not None:
                 pairs.append((linear, branch_of(self.coupling, linear.node, self.read_by)))
+            recurrent = recurrent_of(self.coupling, bound)
+            if recurrent is not None:
+                pairs.append((recurrent, Branch()))
         pairs.sort(key=lambda pair: self.pruned.index[pair[0].node.key])
         return pairs
 
@@ -95,8 +109,9 @@ class Refit:
         for bound in self.coupling.bound:
             node, here = bound.node, bound.node.key in self.pruned.index
             read = (bound.letters[x] for x in bound.fit.contracted if x in bound.letters)
-            touched = any(not pruned.isdisjoint(self.factors.leaves(own)) for own in read)
-            if not (bound.fit.macs and touched and here) or linear_of(self.coupling, bound):
+            touched = any(not pruned.isdisjoint(self.factors.leaves(axis)) for axis in read)
+            own = linear_of(self.coupling, bound) or recurrent_of(self.coupling, bound)
+            if not (bound.fit.macs and touched and here) or own:
                 continue
             if any(name in self.coupling.model.params for name in node.inputs[:2]):
                 found.append(Layer(node.label, 0.0, 0.0, None, "its kind of layer is not fitted"))
@@ -121,7 +136,7 @@ class Refit:
         own = self.pruned.nodes[place]
         reason = self.refusal(linear)
         layer = None if reason else self.solve(linear, branch, joins, own)
-        self.done({name, total} - {""})
+        self.done(claims(linear, branch))
         return Layer(node.label, 0.0, 0.0, None, reason) if reason else layer
 
     def done(self, names: Iterable[str]) -> None:

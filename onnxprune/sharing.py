@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from onnxprune.gathering import Gathered
 from onnxprune.linear import Linear
-from onnxprune.refit import SHARED, Refit
+from onnxprune.refit import SHARED, Refit, claims
 from onnxprune.results import Layer
 from onnxprune.runtime import Feeds
 
@@ -65,7 +65,7 @@ def fit_shared(
             known = sums.setdefault(names[node.key], own)
             if known is not own:
                 known.join(own)
-        work.done({node.outputs[0], branch.total} - {""})
+        work.done(claims(fitted, branch))
     told = {}
     for name, own in sums.items():
         for linear in shared[name]:

@@ -12,7 +12,7 @@ the fit has not seen; where no choice is better there than W_K, the layer stays 
 new scales and shifts in their turn, for their statistics are those of fewer channels. In the end
 the outputs are compared on the samples that were held back: where they are no nearer to the
 original's than without recovery, all of it is dropped. Weights that several layers share come
-last (``onnxprune.sharing``).
+last (``onnxprune.sharing``); recurrent ones are two products (``onnxprune.recurrent``).
 
 The method is that of channel pruning by reconstruction (He et al. 2017, Channel Pruning for
 Accelerating Very Deep Neural Networks; Luo et al. 2017, ThiNet), made asymmetric and sequential,
@@ -34,7 +34,9 @@ from onnxprune.fidelity import divergence
 from onnxprune.gathering import is_held
 from onnxprune.model import Array
 from onnxprune.plan import Keep
+from onnxprune.recurrent import Recurrent
 from onnxprune.refit import Refit
+from onnxprune.refit_recurrent import fit_recurrent
 from onnxprune.results import Layer
 from onnxprune.runtime import Feeds
 from onnxprune.sharing import fit_shared, shared_weights
@@ -104,13 +106,7 @@ def recover(
         dict(values or {}),
         np.random.default_rng(seed),
     )
-    layers = work.passed_over()
-    for fitted, branch in work.found():
-        if progress is not None:
-            progress(fitted.node.label)
-        layer = work.fit(fitted, branch)
-        if layer is not None:
-            layers.append(layer)
+    layers = _layers(work, progress)
     judge = _Judge(work, shrunk, feeds, threads)
     before, after = judge.before, judge.after()
     if work.changed and before > 0 and not after < before:
@@ -128,6 +124,21 @@ def recover(
     if not judge.after() < after:
         return Recovery(alone, tuple(layers), (NOT_SHARED.format(len(shared)),))
     return Recovery(work.changed, tuple(told.get(layer.node, layer) for layer in layers))
+
+
+def _layers(work: Refit, progress: Progress | None) -> list[Layer]:
+    """Fit all layers, one after the other; what was done to each that misses anything."""
+    layers = work.passed_over()
+    for fitted, branch in work.found():
+        if progress is not None:
+            progress(fitted.node.label)
+        if isinstance(fitted, Recurrent):
+            layer = fit_recurrent(work, fitted)
+        else:
+            layer = work.fit(fitted, branch)
+        if layer is not None:
+            layers.append(layer)
+    return layers
 
 
 class _Judge:

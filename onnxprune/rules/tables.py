@@ -168,6 +168,8 @@ SCALES: Final = frozenset({"Mul"})
 SCALED: Final = dict.fromkeys(
     ("BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization"), 1
 ) | {"RMSNormalization": 1, "com.microsoft::SimplifiedLayerNormalization": 1}
+# Recurrent operators, and whether their last gate may scale the state before it is multiplied.
+GATES: Final = {"GRU": True, "LSTM": False, "RNN": False}
 # Operators that scale and shift each channel by stored vectors: operands 1 to 4.
 NORMS: Final = frozenset({"BatchNormalization"})
 # Operators that make probabilities of class scores: a loss reads the scores.
