@@ -124,8 +124,18 @@ def _elements(shape: Shape) -> int:
     return math.prod(n for n in shape if n is not None)
 
 
-def skeleton(proto: onnx.ModelProto, constants: Mapping[str, onnx.TensorProto]) -> onnx.ModelProto:
-    """A copy for shape inference: large constants are inputs, so that no weight is copied."""
+def skeleton(
+    proto: onnx.ModelProto,
+    constants: Mapping[str, onnx.TensorProto],
+    open_: Collection[str] = (),
+) -> onnx.ModelProto:
+    """A copy for shape inference: large constants are inputs, so that no weight is copied.
+
+    Args:
+        proto: the model.
+        constants: its constant tensors by value name.
+        open_: those that are inputs whatever their size, since a caller may give other values.
+    """
     copy = onnx.ModelProto(ir_version=max(proto.ir_version, 4))
     copy.opset_import.extend(proto.opset_import)
     copy.functions.extend(proto.functions)
@@ -136,7 +146,7 @@ def skeleton(proto: onnx.ModelProto, constants: Mapping[str, onnx.TensorProto]) 
         graph.output.add(name=output.name)
     large = set()
     for name, tensor in constants.items():
-        if is_external(tensor) or not _is_small(tensor):
+        if name in open_ or is_external(tensor) or not _is_small(tensor):
             large.add(name)
             graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
         else:
