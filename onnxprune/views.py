@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from onnxprune.model import (
 from onnxprune.rules import Row
 from onnxprune.rules.control import opens
 from onnxprune.rules.values import is_small
+from onnxprune.tracing import traced
 
 
 def view(
@@ -64,18 +66,31 @@ def view(
     }
     light = shapes.skeleton(proto, constants, meant)
     while True:
-        samples, dtypes, held = shapes.best_samples(proto, light, nodes, small, rules or {})
+        sizes, samples, dtypes, held = shapes.best_samples(proto, light, nodes, small, rules or {})
         told = list(nodes) if held else list(settled(nodes, samples, may_come))
         if len([*each(told)]) == len([*each(nodes)]):
             break
         nodes = told
-    stated = {key: param.shape for key, param in params.items()}
-    samples = tuple(Sample({**own.shapes, **stated}, own.constants) for own in samples)
-    return Model(
-        *(proto, folder, name, tuple(nodes), params, samples, dtypes, held),
+    model = Model(
+        *(proto, folder, name, tuple(nodes), params, _stated(samples, params), dtypes, held),
         renamed=renamed,
         defaults=frozenset(meant),
     )
+    seen = traced(model)
+    if not seen:
+        return model
+    again = [
+        shapes.sample(light, nodes, small, own, rules or {}, what)
+        for own, what in zip(sizes, seen, strict=True)
+    ]
+    samples = _stated(tuple(own for own, _ in again), params)
+    return replace(model, samples=samples, dtypes=again[0][1])
+
+
+def _stated(samples: tuple[Sample, ...], params: Mapping[str, Param]) -> tuple[Sample, ...]:
+    """The samples; parameters have the shapes that the file states."""
+    stated = {key: param.shape for key, param in params.items()}
+    return tuple(Sample({**own.shapes, **stated}, own.constants) for own in samples)
 
 
 def meant_to_come(proto: onnx.ModelProto, defaults: Set[str]) -> Set[str]:

@@ -88,6 +88,7 @@ FLOORS = {
     "mobile": 1,
     "profile": 1,
     "trace": 1,
+    "tracing": 1,
     "target": 1,
     "torch_bridge": 1,
     "passes": 2,

@@ -181,6 +181,25 @@ DRAWS: Final = frozenset(
     }
 )
 DRAWS_IN_TRAINING: Final = {"Dropout": 2}
+# Operators of whose results data decides the size.
+SIZED_BY_DATA: Final = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
+# Operands whose values say how large the results are.
+STATING: Final[Mapping[str, tuple[int, ...]]] = {
+    **dict.fromkeys((op for op in TABLE if op.startswith("Reduce")), (1,)),
+    **dict.fromkeys(("BlackmanWindow", "ConstantOfShape", "HammingWindow", "HannWindow"), (0,)),
+    **dict.fromkeys(("CenterCropPad", "Expand", "OneHot", "Reshape", "Split"), (1,)),
+    **dict.fromkeys(("SplitToSequence", "Squeeze", "Tile", "TopK", "Unsqueeze"), (1,)),
+    **dict.fromkeys(("MelWeightMatrix", "Range"), (0, 1, 2)),
+    "AffineGrid": (1,),
+    "Col2Im": (1, 2),
+    "DFT": (1, 2),
+    "MaxUnpool": (2,),
+    "Pad": (1, 3),
+    "Resize": (1, 2, 3),
+    "STFT": (1, 2, 3),
+    "Slice": (1, 2, 3, 4),
+    "Upsample": (1,),
+}
 # Operators that choose at run time which rows there are, and in what order.
 PICKING: Final = ORDERING | {"Compress", "Unique"}
 # Operators that put values side by side, which may differ in size by orders of magnitude.
