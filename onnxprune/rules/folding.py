@@ -93,7 +93,7 @@ def layer_norm(site: Site) -> str:
 
 
 def batch_norm(site: Site) -> str:
-    """In training mode the statistics are those of the batch; once each pixel could have its own."""
+    """In training mode the statistics are those of the batch; and once there was one a pixel."""
     if not site.attribute("spatial", 1):
         return line(["n c *s", *["c *s"] * 4], ["n c *s", *["c *s"] * 4])
     value = "n! c *s!" if site.attribute("training_mode", 0) else "n c *s"

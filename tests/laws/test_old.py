@@ -138,9 +138,9 @@ def enlarged(net: Net) -> None:
         empty = net.stored(np.zeros(0, np.float32))
         net.then("Resize", empty, net.stored(np.array(scales, np.float32)), mode=mode)
     else:
-        empty = [net.stored(np.zeros(0, np.float32)) for _ in range(2)]
+        none = [net.stored(np.zeros(0, np.float32)) for _ in range(2)]
         sizes = np.array([2, net.channels, 2 * net.side, 2 * net.side])
-        net.then("Resize", *empty, net.stored(sizes), mode=mode)
+        net.then("Resize", *none, net.stored(sizes), mode=mode)
     net.side *= 2
 
 
