@@ -120,8 +120,8 @@ def _seen(
     asked = [f"{PREFIX}{name}" for name in kinds]
     runs = [random_inputs(model, seed, choice, small=False) for seed in SEEDS]
     found = [runtime.run(session, feeds, asked) for feeds in runs]
-    with suppress(OnnxPruneError):  # there may be no such inputs: of length 0, say
-        found.append(runtime.run(session, _zeros(runs[0]), asked))
+    with suppress(OnnxPruneError):  # it may refuse such inputs
+        found.append(runtime.run(session, _alike(runs[0]), asked))
     shapes = {}
     for name, *sizes in zip(kinds, *found, strict=True):
         rows = [tuple(int(n) for n in own) for own in sizes]
@@ -133,8 +133,13 @@ def _seen(
     return Seen(shapes, {name: kinds[name] for name in shapes})
 
 
-def _zeros(feeds: Mapping[str, Array]) -> dict[str, Array]:
-    return {name: np.zeros_like(x) if x.dtype != object else x for name, x in feeds.items()}
+def _alike(feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """The inputs with all their numbers alike; but for integers, by which something may divide."""
+    whole = (np.bool_, np.integer, np.object_)
+    return {
+        name: x if any(np.issubdtype(x.dtype, kind) for kind in whole) else np.ones_like(x)
+        for name, x in feeds.items()
+    }
 
 
 # ONNX Runtime's names of tensor types.

@@ -87,6 +87,7 @@ FLOORS = {
     "carrying": 3,
     "mobile": 1,
     "profile": 1,
+    "entering": 1,
     "trace": 1,
     "tracing": 1,
     "target": 1,

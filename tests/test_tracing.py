@@ -127,7 +127,7 @@ def test_a_size_that_data_decides_stays_though_all_runs_agree() -> None:
 
 
 def test_an_operator_that_picks_in_a_way_of_its_own_is_found_out() -> None:
-    """Random numbers differ all, so that each run on them gives six; zeros give one."""
+    """Random numbers differ all, so that each run on them gives six; equal ones give one."""
     proto = behind(
         [
             node("Unique", "x", "u places counts", **MS),
