@@ -256,7 +256,7 @@ TYPED_BY: Final = {
     "com.microsoft::QuantizeLinear": 2,
 }
 # Operators of which ONNX Runtime's kernel may write its result over an operand before it reads it.
-OVERWRITES: Final = {"com.microsoft::MoE": 0}
+OVERWRITES: Final = {"com.microsoft::MoE": 0, "com.microsoft::QMoE": 0}
 # Where operators read a weight of integers, its scale (None: they don't), its zero point, and the
 # axis of these, by the attributes.
 Axis = Callable[[Mapping[str, Any]], int]
@@ -279,6 +279,8 @@ QUANTISED: Final[Mapping[str, tuple[int, int | None, int, Axis]]] = {
 }
 # Where operators read weights of which several share a byte, in blocks.
 PACKED: Final = {"com.microsoft::MatMulNBits": 1}
+# The same of experts, (experts, rows, bytes): the weights, with their scales and zero points.
+PACKED_EXPERTS: Final = {"com.microsoft::QMoE": {2: (3, 11), 5: (6, 12)}}
 # Nodes that hold a constant of the file.
 CONSTANTS: Final = frozenset({"Constant"})
 # Operators that don't read the values of what their row marks with ~: type or sizes are enough.
