@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from onnxprune.model import Model
     from onnxprune.pictures import Pictures
     from onnxprune.plan import Plan
+    from onnxprune.recipe import Recipe, load_recipe
     from onnxprune.results import Inspection, Report
     from onnxprune.verdict import Verification
 
@@ -48,8 +49,10 @@ _HOMES = {
     "Model": "onnxprune.model",
     "Pictures": "onnxprune.pictures",
     "Plan": "onnxprune.plan",
+    "Recipe": "onnxprune.recipe",
     "Report": "onnxprune.results",
     "Verification": "onnxprune.verdict",
+    "load_recipe": "onnxprune.recipe",
     "ort_extensions": "onnxprune.extensions",
     **dict.fromkeys(
         (
@@ -80,6 +83,7 @@ __all__ = [
     "Model",
     "Pictures",
     "Plan",
+    "Recipe",
     "Report",
     "Verification",
     "__version__",
@@ -93,6 +97,7 @@ __all__ = [
     "finetune",
     "inspect",
     "load",
+    "load_recipe",
     "ort_extensions",
     "probe",
     "prune",

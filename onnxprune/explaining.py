@@ -12,7 +12,7 @@ from onnxprune.cost import Cost, CostModel, cost_model, single_samples
 from onnxprune.coupling import Coupling, Group
 from onnxprune.errors import OnnxPruneError
 from onnxprune.latency import Latency, with_latency
-from onnxprune.model import subgraphs
+from onnxprune.model import DEFAULTED_FROM, subgraphs
 from onnxprune.plan import Keep, counts_of
 from onnxprune.results import FrozenRow, GroupRow, Inspection
 from onnxprune.rules import Unprunable, row_of
@@ -99,7 +99,28 @@ def changed_io(coupling: Coupling, keep: Keep) -> list[str]:
             new = ["?" if n is None else str(factors.count(x, counts)) for n, x in axes]
             if new != old:
                 found.append(f"{kind} '{name}' was {'x'.join(old)} and is {'x'.join(new)} now")
-    return found
+    return found + _changed_defaults(coupling, keep)
+
+
+def _changed_defaults(coupling: Coupling, keep: Keep) -> list[str]:
+    """That weights which callers may give shrink, in a sentence; nothing where there are none."""
+    model, factors = coupling.model, coupling.factors
+    if model.proto.ir_version < DEFAULTED_FROM:
+        return []
+    pruned = frozenset(factor for factor, mask in keep.items() if not mask.all())
+    origins = {
+        param.origin
+        for name, param in model.params.items()
+        for layout in coupling.layouts.get(name, ())
+        if not pruned.isdisjoint(factors.leaves(layout))
+    }
+    changed = [value.name for value in model.proto.graph.input if value.name in origins]
+    if not changed:
+        return []
+    return [
+        f"{len(changed)} weights are listed as inputs ('{changed[0]}', ...): they are smaller now, "
+        "and a caller who gives values for one has to give smaller ones"
+    ]
 
 
 def frozen_rows(coupling: Coupling) -> tuple[FrozenRow, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from onnx import helper
 from onnxprune.notation import Shape
 
 Array = npt.NDArray[Any]
+DEFAULTED_FROM: Final = 4  # from this IR version on an initializer among the inputs is a default
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ class Model:
             no sense at others; what is computed from it must not be taken for fixed.
         open_io: inputs and outputs of the graph whose channels may go.
         renamed: the file's names of values in bodies, by those that ``proto`` has for them.
+        defaults: initializers that a caller is meant to give other values for.
     """
 
     proto: onnx.ModelProto = field(repr=False)
@@ -147,6 +149,7 @@ class Model:
     held: bool = False
     renamed: Mapping[str, str] = field(default_factory=dict, repr=False)
     open_io: frozenset[str] = frozenset()
+    defaults: frozenset[str] = frozenset()
 
     @cached_property
     def opset(self) -> int:

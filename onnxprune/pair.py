@@ -202,6 +202,10 @@ class Pair:
         read.update(self._joined())
         wanted = set(self._touched()) | {name for name in read if self.is_float(name)}
         wanted.difference_update(self.coupling.model.outputs)
+        if self.forced:  # all that lies before the branch has been compared without it
+            nodes, first = self.coupling.model.nodes, self.forced[0].key
+            own = next(set(node.outputs) for node in nodes if node.key == first)
+            wanted &= own | behind(nodes, own)
         return [name for name in made if name in wanted]
 
     def _joined(self) -> Iterator[str]:

@@ -18,6 +18,7 @@ import onnx
 import onnxruntime as ort
 from onnx import external_data_helper
 
+from onnxprune.bodies import graphs
 from onnxprune.catalogue import CPU_NAME, PROVIDERS, Provider, provider
 from onnxprune.errors import ProviderError, RunError
 from onnxprune.extensions import add_extensions
@@ -120,7 +121,7 @@ def open_session(
         if folder is not None and isinstance(model, onnx.ModelProto) and _has_outside(model):
             key = "session.model_external_initializers_file_folder_path"
             options.add_session_config_entry(key, str(folder))
-        source = str(model) if isinstance(model, Path) else model.SerializeToString()
+        source = str(model) if isinstance(model, Path) else _apart(model).SerializeToString()
         if row.plugin is not None:
             options.add_provider_for_devices(devices[:1], given)
             session = ort.InferenceSession(source, options, enable_fallback=0)
@@ -143,6 +144,19 @@ def open_session(
     if row.ort_name != CPU_NAME:
         _must_run(session, row)
     return session
+
+
+def _apart(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, its nodes without names where two have the same, which ORT refuses."""
+    names = [node.name for graph in graphs(model.graph) for node in graph.node if node.name]
+    if len(set(names)) == len(names):
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for graph in graphs(copy.graph):
+        for node in graph.node:
+            node.name = ""
+    return copy
 
 
 def given_options(row: Provider, target: Target) -> dict[str, str]:

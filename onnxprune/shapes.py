@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -28,6 +29,14 @@ from onnxprune.rules.tables import CONSTANTS, REARRANGES
 from onnxprune.rules.values import is_small
 
 Sizes = Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What runs showed for one choice of the dynamic sizes: shapes and element types."""
+
+    shapes: Mapping[str, Shape]
+    dtypes: Mapping[str, int]
 
 
 def stored(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
@@ -75,23 +84,24 @@ def best_samples(
     nodes: Sequence[Node],
     constants: Mapping[str, Array],
     rules: Mapping[str, Row],
-) -> tuple[tuple[Sample, ...], dict[str, int], bool]:
-    """Samples for the first choice of dynamic sizes that leaves no shape unknown, else the best.
+) -> tuple[list[dict[str, int]], tuple[Sample, ...], dict[str, int], bool]:
+    """The first choice of dynamic sizes that leaves no shape unknown, else the best.
 
-    The element types come with them, and whether an axis is held at one size.
+    The samples come with it, the element types, and whether an axis is held at one size.
     """
     fewest, best, held = None, None, False
+    chosen: list[dict[str, int]] = []
     for turn, pair in enumerate(choices(proto)):
         found = [sample(light, nodes, constants, sizes, rules) for sizes in pair]
         misfits = sum(_misfits(nodes, own.shapes) for own, _ in found)
         if pair[0]:
             misfits += sum(_unfit(light, nodes, own, rules) for own, _ in found)
         if fewest is None or misfits < fewest:
-            fewest, best, held = misfits, found, turn > 0
+            fewest, best, held, chosen = misfits, found, turn > 0, pair
         if misfits == 0:
             break
     assert best is not None
-    return tuple(own for own, _ in best), best[0][1], held
+    return chosen, tuple(own for own, _ in best), best[0][1], held
 
 
 def _misfits(nodes: Sequence[Node], shapes: Mapping[str, Shape]) -> int:
@@ -120,12 +130,28 @@ def _unfit(
     return count
 
 
+def _filled(known: Shape | None, seen: Shape) -> Shape:
+    if known is None or len(known) != len(seen):
+        return known or seen
+    return tuple(y if x is None else x for x, y in zip(known, seen, strict=True))
+
+
 def _elements(shape: Shape) -> int:
     return math.prod(n for n in shape if n is not None)
 
 
-def skeleton(proto: onnx.ModelProto, constants: Mapping[str, onnx.TensorProto]) -> onnx.ModelProto:
-    """A copy for shape inference: large constants are inputs, so that no weight is copied."""
+def skeleton(
+    proto: onnx.ModelProto,
+    constants: Mapping[str, onnx.TensorProto],
+    open_: Collection[str] = (),
+) -> onnx.ModelProto:
+    """A copy for shape inference: large constants are inputs, so that no weight is copied.
+
+    Args:
+        proto: the model.
+        constants: its constant tensors by value name.
+        open_: those that are inputs whatever their size, since a caller may give other values.
+    """
     copy = onnx.ModelProto(ir_version=max(proto.ir_version, 4))
     copy.opset_import.extend(proto.opset_import)
     copy.functions.extend(proto.functions)
@@ -136,7 +162,7 @@ def skeleton(proto: onnx.ModelProto, constants: Mapping[str, onnx.TensorProto]) 
         graph.output.add(name=output.name)
     large = set()
     for name, tensor in constants.items():
-        if is_external(tensor) or not _is_small(tensor):
+        if name in open_ or is_external(tensor) or not _is_small(tensor):
             large.add(name)
             graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
         else:
@@ -201,6 +227,7 @@ def sample(
     constants: Mapping[str, Array],
     sizes: Mapping[str, int],
     rules: Mapping[str, Row],
+    seen: Seen | None = None,
 ) -> tuple[Sample, dict[str, int]]:
     """Shapes, small values and element types for one choice of the dynamic sizes.
 
@@ -210,6 +237,7 @@ def sample(
         constants: the small constants of the file by value name.
         sizes: the size of every dynamic symbol.
         rules: the user's rows by operator.
+        seen: what runs showed of values that inference does not know.
 
     Raises:
         BadModelError: onnx's shape inference finds that the graph contradicts itself.
@@ -225,6 +253,10 @@ def sample(
     for tensor in light.graph.initializer:
         shapes[tensor.name] = tuple(tensor.dims)
         dtypes[tensor.name] = tensor.data_type
+    if seen is not None:
+        for name, shape in seen.shapes.items():
+            shapes[name] = _filled(shapes.get(name), shape)
+            dtypes.setdefault(name, seen.dtypes[name])
     values = dict(constants)
     opset = max((o.version for o in light.opset_import if o.domain in ("", "ai.onnx")), default=1)
     complete(nodes, Known(shapes, values, dtypes, opset, rules))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import onnx
@@ -15,6 +15,7 @@ from onnxprune import shapes
 from onnxprune.bodies import distinct, settled
 from onnxprune.errors import BadModelError
 from onnxprune.model import (
+    DEFAULTED_FROM,
     Array,
     Body,
     Model,
@@ -31,8 +32,7 @@ from onnxprune.model import (
 from onnxprune.rules import Row
 from onnxprune.rules.control import opens
 from onnxprune.rules.values import is_small
-
-DEFAULTED_FROM: Final = 4  # from this IR version on an initializer among the inputs is a default
+from onnxprune.tracing import traced
 
 
 def view(
@@ -55,23 +55,60 @@ def view(
         key: Param(key, key, tuple(t.dims), t.data_type, partial(read_tensor, t, folder))
         for key, t in constants.items()
     }
+    may_come = {i.name for i in proto.graph.input} - (
+        constants.keys() if proto.ir_version < DEFAULTED_FROM else set()
+    )
+    meant = meant_to_come(proto, may_come & constants.keys())
     small = {
         key: param.read()
         for key, param in params.items()
-        if is_small(param.shape, helper.tensor_dtype_to_np_dtype(param.dtype))
+        if key not in meant and is_small(param.shape, helper.tensor_dtype_to_np_dtype(param.dtype))
     }
-    light = shapes.skeleton(proto, constants)
-    optional = proto.ir_version >= DEFAULTED_FROM
-    may_come = {i.name for i in proto.graph.input if optional or i.name not in constants}
+    light = shapes.skeleton(proto, constants, meant)
     while True:
-        samples, dtypes, held = shapes.best_samples(proto, light, nodes, small, rules or {})
+        sizes, samples, dtypes, held = shapes.best_samples(proto, light, nodes, small, rules or {})
         told = list(nodes) if held else list(settled(nodes, samples, may_come))
         if len([*each(told)]) == len([*each(nodes)]):
             break
         nodes = told
+    model = Model(
+        *(proto, folder, name, tuple(nodes), params, _stated(samples, params), dtypes, held),
+        renamed=renamed,
+        defaults=frozenset(meant),
+    )
+    seen = traced(model)
+    if not seen:
+        return model
+    again = [
+        shapes.sample(light, nodes, small, own, rules or {}, what)
+        for own, what in zip(sizes, seen, strict=True)
+    ]
+    samples = _stated(tuple(own for own, _ in again), params)
+    return replace(model, samples=samples, dtypes=again[0][1])
+
+
+def _stated(samples: tuple[Sample, ...], params: Mapping[str, Param]) -> tuple[Sample, ...]:
+    """The samples; parameters have the shapes that the file states."""
     stated = {key: param.shape for key, param in params.items()}
-    samples = tuple(Sample({**own.shapes, **stated}, own.constants) for own in samples)
-    return Model(proto, folder, name, tuple(nodes), params, samples, dtypes, held, renamed=renamed)
+    return tuple(Sample({**own.shapes, **stated}, own.constants) for own in samples)
+
+
+def meant_to_come(proto: onnx.ModelProto, defaults: Set[str]) -> Set[str]:
+    """The initializers that a caller is meant to give other values for.
+
+    Exporters used to list all initializers among the inputs, from habit: these are constants, and
+    shrink. Where some are listed and others aren't, somebody chose, and what they steer is open.
+
+    Args:
+        proto: the model.
+        defaults: the initializers that are listed, and so may be given.
+    """
+    stored = {tensor.name for tensor in proto.graph.initializer}
+    from_habit = defaults >= stored and any(
+        not is_small(t.dims, helper.tensor_dtype_to_np_dtype(t.data_type))
+        for t in proto.graph.initializer
+    )
+    return set() if from_habit else defaults
 
 
 def _nodes(

@@ -52,13 +52,17 @@ def _ways(
         for body in node.bodies:
             taken = branch(node, True) == body.place if decides(node) else None
             own = (*path, Step(node.key, body.place, taken))
-            if taken is not None and _loses(coupling, pruned, body):
-                side = "then" if taken else "else"
-                yield Way(f"the {side} branch of {node.label}", own)
+            if taken is not None and loses(coupling, pruned, body):
+                yield Way(f"the {side(node, body)} branch of {node.label}", own)
             yield from _ways(coupling, pruned, body.nodes, own)
 
 
-def _loses(coupling: Coupling, pruned: frozenset[int], body: Body) -> bool:
+def side(node: Node, body: Body) -> str:
+    """Which branch of a node a body is."""
+    return "then" if branch(node, True) == body.place else "else"
+
+
+def loses(coupling: Coupling, pruned: frozenset[int], body: Body) -> bool:
     """Whether any value that a body reads or makes loses something."""
     names = {name for node in each(body.nodes) for name in (*node.inputs, *node.outputs)}
     layouts = (x for name in names for x in coupling.layouts.get(name, ()))

@@ -25,6 +25,7 @@ from onnxprune.bodies import draws
 from onnxprune.model import Array, Model, Node, Param, mapped, placed
 from onnxprune.notation import is_whole
 from onnxprune.rules import RENAMES, Row, Unprunable, fit_node
+from onnxprune.rules.tables import DEQUANTIZES
 
 
 def normalize(model: Model, rules: Mapping[str, Row] | None = None) -> Model:
@@ -149,6 +150,8 @@ def _without_unread(nodes: list[Node], constant: set[str], outputs: set[str]) ->
 
 
 def _reduces(node: Node, model: Model, rules: Mapping[str, Row]) -> bool:
+    if node.op in DEQUANTIZES:
+        return False  # what is stored as integers stays so, if in whole blocks
     try:
         fit = fit_node(node, model, rules)[0]
     except Unprunable:

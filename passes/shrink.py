@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fractions import Fraction
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -33,6 +33,7 @@ from onnxprune.rules.tables import ONE_BY_DEFAULT, RENAMES
 from onnxprune.rules.values import SIZES
 from onnxprune.stubs import idle, is_replaceable, stub
 
+INTEGERS_FROM: Final = 9  # the opset from which on a Constant node may hold integers
 Stated = int | Fraction | None  # a size, or a dynamic one's share; None: as it is
 Kept = tuple[tuple[int, bytes], ...]  # axis and packed mask, for the axes that lose something
 
@@ -252,6 +253,9 @@ class _Shrink:
             return
         output = node.outputs[0]
         known = self.model.constant(output) if len(self.model.samples) == 1 else None
+        if known is not None and self.model.opset < INTEGERS_FROM:
+            self.edits.add(numpy_helper.from_array(known, output))
+            return
         if known is not None:
             value = numpy_helper.from_array(known)
             constant = helper.make_node("Constant", [], [output], name=node.proto.name, value=value)

@@ -29,6 +29,7 @@ from onnxprune import compare
 from onnxprune.bodies import draws
 from onnxprune.checks import complaint, contract
 from onnxprune.coupling import Coupling
+from onnxprune.entering import unentered
 from onnxprune.errors import RunError
 from onnxprune.model import Array, Model
 from onnxprune.pair import (
@@ -100,9 +101,12 @@ def verify(
     run = prepared(pair, inputs, seed)
     say("run the pruned model")
     found = _verdict(run, tolerance or limit, tolerance is None)
+    seen = [run]
     for way in ways(coupling, keep) if found.ok else ():
         say(f"run {way.label}")
-        found = _on_way(found, way, run, seed, (tolerance or limit, tolerance is None))
+        found, forced = _on_way(found, way, run, seed, (tolerance or limit, tolerance is None))
+        seen += forced
+    notes += unentered(seen) if found.ok else ()
     if half and found.ok:
         failure, note = _as_it_is(replace(run, pair=replace(pair, wide=False)), kind)
         found = replace(found, failure=failure)
@@ -112,28 +116,28 @@ def verify(
 
 def _on_way(
     found: Verification, way: Way, run: Prepared, seed: int, allowed: tuple[float, bool]
-) -> Verification:
-    """The verdict with that on one way through the model's branches."""
+) -> tuple[Verification, list[Prepared]]:
+    """The verdict with that on one way through the model's branches, and what was run."""
     pair = replace(run.pair, forced=way.steps)
     try:
         forced = prepared(pair, None, seed, run.feeds)
     except RunError:
-        note = f"{way.label} does not run on random inputs: what it gives was not compared"
-        return replace(found, notes=(*found.notes, note))
+        return found, []  # which ``unentered`` tells
     own = _verdict(forced, *allowed)
     if own.failure is not None:
-        return replace(found, failure=f"{way.label}: {own.failure}")
+        return replace(found, failure=f"{way.label}: {own.failure}"), [forced]
     if own.blind:
         note = f"{way.label} gives nothing that varies: it was not compared"
-        return replace(found, notes=(*found.notes, note))
+        return replace(found, notes=(*found.notes, note)), [forced]
     worst = max(own.checks, key=lambda check: check.error / check.allowed)
-    return replace(
+    both = replace(
         found,
         checks=(*found.checks, replace(worst, value=f"{worst.value} ({way.label})")),
         noise=max((x for x in (found.noise, own.noise) if x is not None), default=None),
         inner_values=found.inner_values + own.inner_values,
         inner_numbers=found.inner_numbers + own.inner_numbers,
     )
+    return both, [forced]
 
 
 def _in_order(model: Model, shrunk: onnx.ModelProto) -> tuple[str | None, tuple[str, ...]]:

@@ -1,12 +1,14 @@
 """Inputs and outputs whose channels may go: a KV cache loses the heads that attention loses."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
 import onnxprune
+from onnxprune import runtime
 from onnxprune.errors import OnnxPruneError
 from tests.graphs import model, node, weight
 from tests.test_cli import run as run_cli
@@ -107,3 +109,98 @@ def test_io_that_is_not_there_or_does_not_fit_is_refused(tmp_path: Path) -> None
     )
     found = onnx.load(tmp_path / "small.onnx").graph.input[1].type.tensor_type.shape.dim
     assert found[1].dim_value == 2
+
+
+def fused(op: str) -> onnx.ModelProto:
+    """x (2, s, 8) -> 4 heads of 8 (of keys and values 2, if queries share them), with a cache.
+
+    A decoder reads one token behind 5 of the past.
+    """
+    shared = op == "GroupQueryAttention"
+    heads, keys = 4, 2 if shared else 4
+    weights = {
+        "wq": weight(1, 8, 8 * heads),
+        "wk": weight(2, 8, 8 * keys),
+        "wv": weight(3, 8, 8 * keys),
+        "wo": weight(4, 8 * heads, 5),
+    }
+    names = ["q", "key", "value", "past_k", "past_v"]
+    how: dict[str, Any] = {"num_heads": heads}
+    if shared:
+        weights |= {"last": np.full(2, 5, np.int32), "total": np.array(6, np.int32)}
+        names += ["last", "total"]
+        how["kv_num_heads"] = keys
+    else:
+        names[3:3] = ["", "", ""]  # bias, masks
+    attention = onnx.helper.make_node(op, names, ["a", "k", "v"], "heads", **how)
+    attention.domain = "com.microsoft"
+    past = [2, keys, 5, 8]
+    now = [2, keys, 6, 8]
+    proto = model(
+        [
+            node("MatMul", "x wq", "q"),
+            node("MatMul", "x wk", "key"),
+            node("MatMul", "x wv", "value"),
+            attention,
+            node("MatMul", "a wo", "y"),
+        ],
+        {"x": [2, 1, 8], "past_k": past, "past_v": past},
+        {"y": [2, 1, 5], "k": now, "v": now},
+        weights,
+    )
+    proto.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    return proto
+
+
+OPERATORS = ("GroupQueryAttention", "MultiHeadAttention")
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_heads_in_the_cache_of_a_fused_operator_stay(op: str) -> None:
+    """Without a word none go, but for queries that share one of them: these are in no cache."""
+    shared = op == "GroupQueryAttention"
+    assert [g.name for g in onnxprune.inspect(fused(op)).groups] == ["wq:1[1]"] * shared
+    assert "it is an axis of a graph" in onnxprune.explain(fused(op), "wk:1")
+    if shared:
+        small, report = onnxprune.prune(fused(op), ratio=0.5, align=1)
+        assert list(small.graph.input) == list(fused(op).graph.input)
+        assert report.verification is not None
+        assert report.verification.ok
+        assert {a.name: a.i for a in small.graph.node[3].attribute}["num_heads"] == 2
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_heads_in_a_cache_that_may_change_go(op: str) -> None:
+    """The pruned file runs on what is kept of the cache, and gives what is kept of the new one."""
+    proto = fused(op)
+    small, report = onnxprune.prune(proto, ratio=0.5, align=1, allow_io_change=CACHE)
+    shared = op == "GroupQueryAttention"
+    heads, size = (1, 8) if shared else (2, 4)  # a head's size stays where kernels want eights
+    told = {
+        f"input 'past_k' was 2x{2 * heads}x5x8 and is 2x{heads}x5x{size} now",
+        f"output 'v' was 2x{2 * heads}x6x8 and is 2x{heads}x6x{size} now",
+    }
+    assert told <= {*report.notes}
+    assert report.verification is not None
+    assert report.verification.ok
+    attributes = {a.name: a.i for a in small.graph.node[3].attribute}
+    assert attributes["num_heads"] == heads  # of four queries' heads half of each half, too
+    assert attributes.get("kv_num_heads") == (heads if shared else None)
+    feeds = {"x": weight(5, 2, 1, 8)}
+    feeds |= {x: weight(k, 2, heads, 5, size) for k, x in enumerate(("past_k", "past_v"))}
+    found = runtime.runner(small, None)(feeds)
+    assert {name: value.shape for name, value in found.items()} == {
+        "y": (2, 1, 5),
+        "k": (2, heads, 6, size),
+        "v": (2, heads, 6, size),
+    }
+    np.testing.assert_array_equal(found["k"][:, :, :5], feeds["past_k"])
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_a_wrong_head_of_a_fused_cache_is_found(op: str) -> None:
+    small, report = onnxprune.prune(fused(op), ratio=0.5, align=1, allow_io_change=CACHE)
+    value = next(t for t in small.graph.initializer if t.name == "wv")
+    array = onnx.numpy_helper.to_array(value).copy()
+    value.CopyFrom(onnx.numpy_helper.from_array(array[:, ::-1].copy(), "wv"))
+    assert not onnxprune.verify(fused(op), small, report.plan).ok

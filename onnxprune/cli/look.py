@@ -8,15 +8,17 @@ from dataclasses import asdict, replace
 import typer
 
 from onnxprune.cli import options
+from onnxprune.cli.recipes import FromRecipe
 from onnxprune.cli.shell import app
 from onnxprune.errors import OnnxPruneError
 from onnxprune.report.console import progress, show
 
 
-@app.command()
+@app.command(cls=FromRecipe)
 def inspect(
     model: options.ModelFile,
     rule: options.Rules = [],  # noqa: B006  (typer copies it)
+    recipe: options.RecipeFile = None,  # FromRecipe reads it
     json_: options.AsJson = False,
     every: options.All = False,
 ) -> None:
@@ -33,11 +35,12 @@ def inspect(
         show(tables.inspection(found, every))
 
 
-@app.command()
+@app.command(cls=FromRecipe)
 def explain(
     model: options.ModelFile,
     what: options.What,
     rule: options.Rules = [],  # noqa: B006
+    recipe: options.RecipeFile = None,
 ) -> None:
     """Show the layout of a value, the members of a group, or why an axis can't be pruned."""
     rules = options.rules_of(rule)

@@ -225,6 +225,16 @@ Rules = Annotated[
     ),
 ]
 
+RecipeFile = Annotated[
+    Path | None,
+    option(
+        "--recipe",
+        FILES,
+        "Take what is not given here from a recipe: options by their names, and [rules] by "
+        "operator (.toml or .json).",
+        metavar="FILE",
+    ),
+]
 AllowIoChange = Annotated[
     list[str],
     option(

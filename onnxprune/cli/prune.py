@@ -8,6 +8,7 @@ import typer
 
 from onnxprune.cli import fast, options
 from onnxprune.cli.judged import data_options, sources
+from onnxprune.cli.recipes import FromRecipe
 from onnxprune.cli.shared import sharing
 from onnxprune.cli.shell import app
 from onnxprune.cli.targets import JOB, Job, extended
@@ -25,7 +26,7 @@ CHOICES: Final = (
 )
 
 
-@app.command()
+@app.command(cls=FromRecipe)
 @sharing(job=JOB, data=data_options())
 def prune(
     ctx: typer.Context,
@@ -73,7 +74,7 @@ def prune(
     job.printed(found, files)
 
 
-@app.command()
+@app.command(cls=FromRecipe)
 @sharing(job=JOB, data=data_options("per_group_from"))
 def apply(
     model: options.ModelFile, plan: options.PlanFile, *, job: Job, data: dict[str, Any]
@@ -88,13 +89,14 @@ def apply(
     job.printed(found, files)
 
 
-@app.command()
+@app.command(cls=FromRecipe)
 def verify(
     model: options.ModelFile,
     small: options.SmallFile,
     plan: options.GivenPlan,
     rule: options.Rules = [],  # noqa: B006
     ort_extension: options.OrtExtensions = [],  # noqa: B006
+    recipe: options.RecipeFile = None,  # FromRecipe reads it
     inputs: options.Inputs = None,
     seed: options.Seed = 0,
     json_: options.AsJson = False,

@@ -103,6 +103,7 @@ class Job:
     inputs: Path | None
     no_verify: bool
     rule: list[str]
+    recipe: Path | None
     ort_extension: list[Path]
     json_: bool
     quiet: bool
@@ -114,7 +115,8 @@ class Job:
         Raises:
             OnnxPruneError: see ``check``.
         """
-        files = Files((*sources, self.inputs), self.output, plan, self.report, self.dry_run)
+        read = (*sources, self.inputs, self.recipe)
+        files = Files(read, self.output, plan, self.report, self.dry_run)
         check(files, self.inputs, self.no_verify)
         return files
 
@@ -154,6 +156,7 @@ class Job:
 JOB: Final = Shared(
     {
         "rule": (options.Rules, []),
+        "recipe": (options.RecipeFile, None),
         "ort_extension": (options.OrtExtensions, []),
         "inputs": (options.Inputs, None),
         "no_verify": (options.NoVerify, False),

@@ -101,6 +101,13 @@ _CONTRIB: Final[dict[str, tuple[Case, ...]]] = {
     "QLinearConv": _QCONV,
     "QLinearGlobalAveragePool": _POOLED,
     "QLinearSoftmax": (_case((2, 5, 8), (), (), (), ()),),
+    "QMoE": (
+        _case((10, 8), (10, 4), (4, 16, 4), (4, 16), (4, 16), (4, 8, 8), (4, 8), (4, 8), k=1),
+        _case(
+            *((10, 64), (10, 4), (4, 32, 64), (4, 32, 4), None, (4, 64, 32), (4, 64, 2)),
+            k=1, expert_weight_bits=8, block_size=16,
+        ),
+    ),
     "QuantizeLinear": _EACH,
     "RotaryEmbedding": (_case((2, 5, 32), (2, 5), (9, 4), (9, 4)),),
     "SkipLayerNormalization": _SKIP,

@@ -87,6 +87,9 @@ def fit_node(node: Node, model: Model, rules: Mapping[str, Row]) -> tuple[Fit, .
         line = _line(row, site)
         lines.add(line)
         rule = parse(line)
+        for clause in rule.clauses:
+            if isinstance(clause.target, int):
+                site.refuse_open(clause.target)
         operands = _shapes(sample.shapes, node.inputs, rule.operands, "operand")
         results = _shapes(sample.shapes, node.outputs, rule.results, "result")
         attributes = _integers(node, rule)

@@ -219,19 +219,3 @@ def _rotary(site: Site, s: str, table: int, others: list[str]) -> str:
         raise Unprunable("the size of its heads is unknown")
     value = f"b {s} (h _d:{width // heads if heads else 2 * half})"
     return _line(site, [value, *others], [value], *(["num_heads=h"] if heads else []))
-
-
-def moe(site: Site) -> str:
-    """MoE: experts of two layers, of which each token takes k; all experts stay.
-
-    The width of the tokens is read by the first layer and made by the second, so that it is no
-    letter of a contraction alone: it mixes.
-    """
-    if site.attribute("activation_type", b"relu") == b"swiglu" or site.has(6):
-        raise Unprunable("its gate has not been proved")
-    tokens = letters(site.rank() - 1, "t")
-    value, routed = " ".join([*tokens, "h!"]), f"({' '.join(tokens)}) _e"
-    layers = ["_e i h!", "_e i", "_e h! i", "_e h!"]
-    both = [" ".join([*tokens, "i h"])] * 2
-    macs = f"macs={' + '.join(both * int(site.attribute('k', 1)))}"
-    return _line(site, [value, routed, *layers], [value], macs)

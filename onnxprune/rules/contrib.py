@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from onnxprune.rules import attention, folding, integers, linear
+from onnxprune.rules import attention, experts, folding, integers, linear
 from onnxprune.rules.site import Computed, Site
 
 ELEMENTWISE: Final = "... -> ..."
@@ -50,9 +50,10 @@ _ROWS: Final[dict[str, str | Computed]] = {
     "Attention": attention.packed,
     "EmbedLayerNormalization": attention.embed_norm,
     "GroupQueryAttention": attention.grouped,
-    "MoE": attention.moe,
+    "MoE": experts.moe,
     "MultiHeadAttention": attention.multi_head,
     "QAttention": attention.packed_integers,
+    "QMoE": experts.quantised,
     "RotaryEmbedding": attention.rotary,
     "SkipLayerNormalization": attention.skip_norm,
     "SkipSimplifiedLayerNormalization": attention.skip_norm,

@@ -93,7 +93,9 @@ def layer_norm(site: Site) -> str:
 
 
 def batch_norm(site: Site) -> str:
-    """In training mode the statistics are those of the batch."""
+    """In training mode the statistics are those of the batch; and once there was one a pixel."""
+    if not site.attribute("spatial", 1):
+        return line(["n c *s", *["c *s"] * 4], ["n c *s", *["c *s"] * 4])
     value = "n! c *s!" if site.attribute("training_mode", 0) else "n c *s"
     return line([value, "c", "c", "c", "c"], [value, "c", "c", "c", "c"])
 

@@ -69,7 +69,6 @@ _CONTRIB: Final = {
     "it mixes several residual streams, which are not looked into": (
         "BranchwiseRMSNorm EngramGate GatedRMSNorm HyperConnectionPostMix HyperConnectionPreMix"
     ),
-    "its experts are packed, which no row says": "QMoE",
     "it turns numbers of a head by sections of three kinds of position": "MRotaryEmbedding",
     "its weight is packed in blocks that run over rows": (
         "GatherBlockQuantized MatMulBnb4 MatMulFpQ4"

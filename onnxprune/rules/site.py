@@ -62,7 +62,7 @@ class Site:
         An element that depends on dynamic sizes is None.
 
         Raises:
-            Unprunable: the operand is computed from data.
+            Unprunable: the operand is computed from data, or a caller may give it.
         """
         if name in self.node.attributes:
             found = self.node.attributes[name]
@@ -73,12 +73,24 @@ class Site:
         for sample in self.model.samples:
             value = sample.constants.get(self.node.inputs[operand])
             if value is None:
+                self.refuse_open(operand)
                 raise Unprunable(f"operand {operand} ({name}) is computed at run time")
             rows.append([int(n) for n in value.reshape(-1)])
         if len({len(row) for row in rows}) != 1:
             raise Unprunable(f"operand {operand} ({name}) has a dynamic size")
         columns = zip(*rows, strict=True)
         return [column[0] if len(set(column)) == 1 else None for column in columns]
+
+    def refuse_open(self, operand: int) -> None:
+        """Let nothing go where a caller may give what states it.
+
+        Raises:
+            Unprunable: the operand is a default of a graph input.
+        """
+        name = self.node.inputs[operand] if self.has(operand) else ""
+        param = self.model.params.get(name)
+        if param is not None and param.origin in self.model.defaults:
+            raise Unprunable(f"'{param.origin}' is a default, and a caller may give other values")
 
     def fixed(self, name: str, operand: int) -> list[int] | None:
         """Like ``ints``, where every element has to be fixed."""

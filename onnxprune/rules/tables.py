@@ -183,6 +183,25 @@ DRAWS: Final = frozenset(
     }
 )
 DRAWS_IN_TRAINING: Final = {"Dropout": 2}
+# Operators of whose results data decides the size.
+SIZED_BY_DATA: Final = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
+# Operands whose values say how large the results are.
+STATING: Final[Mapping[str, tuple[int, ...]]] = {
+    **dict.fromkeys((op for op in TABLE if op.startswith("Reduce")), (1,)),
+    **dict.fromkeys(("BlackmanWindow", "ConstantOfShape", "HammingWindow", "HannWindow"), (0,)),
+    **dict.fromkeys(("CenterCropPad", "Expand", "OneHot", "Reshape", "Split"), (1,)),
+    **dict.fromkeys(("SplitToSequence", "Squeeze", "Tile", "TopK", "Unsqueeze"), (1,)),
+    **dict.fromkeys(("MelWeightMatrix", "Range"), (0, 1, 2)),
+    "AffineGrid": (1,),
+    "Col2Im": (1, 2),
+    "DFT": (1, 2),
+    "MaxUnpool": (2,),
+    "Pad": (1, 3),
+    "Resize": (1, 2, 3),
+    "STFT": (1, 2, 3),
+    "Slice": (1, 2, 3, 4),
+    "Upsample": (1,),
+}
 # Operators that choose at run time which rows there are, and in what order.
 PICKING: Final = ORDERING | {"Compress", "Unique"}
 # Operators that put values side by side, which may differ in size by orders of magnitude.
@@ -239,7 +258,7 @@ TYPED_BY: Final = {
     "com.microsoft::QuantizeLinear": 2,
 }
 # Operators of which ONNX Runtime's kernel may write its result over an operand before it reads it.
-OVERWRITES: Final = {"com.microsoft::MoE": 0}
+OVERWRITES: Final = {"com.microsoft::MoE": 0, "com.microsoft::QMoE": 0}
 # Where operators read a weight of integers, its scale (None: they don't), its zero point, and the
 # axis of these, by the attributes.
 Axis = Callable[[Mapping[str, Any]], int]
@@ -262,6 +281,8 @@ QUANTISED: Final[Mapping[str, tuple[int, int | None, int, Axis]]] = {
 }
 # Where operators read weights of which several share a byte, in blocks.
 PACKED: Final = {"com.microsoft::MatMulNBits": 1}
+# The same of experts, (experts, rows, bytes): the weights, with their scales and zero points.
+PACKED_EXPERTS: Final = {"com.microsoft::QMoE": {2: (3, 11), 5: (6, 12)}}
 # Nodes that hold a constant of the file.
 CONSTANTS: Final = frozenset({"Constant"})
 # Operators that don't read the values of what their row marks with ~: type or sizes are enough.

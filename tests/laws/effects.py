@@ -9,6 +9,8 @@ NEUTRAL = {
     "DynamicQuantizeLinear": 0.0,
     "com.microsoft::DynamicQuantizeLSTM": 0.0,
     "com.microsoft::DynamicQuantizeMatMul": 0.0,
+    "com.microsoft::MoE": 0.0,
+    "com.microsoft::QMoE": 0.0,
     "Hardmax": -np.inf,
     "LogSoftmax": -np.inf,
     "LpNormalization": 0.0,
@@ -72,10 +74,12 @@ ZERO_POINTS = {
     "com.microsoft::QLinearConv": {0: 2, 3: 5},
 }
 # Those whose integers hold several numbers each.
-PACKED = frozenset({"com.microsoft::MatMulNBits"})
+PACKED = frozenset({"com.microsoft::MatMulNBits", "com.microsoft::QMoE"})
+# What a byte of zeros is in such operands, by the attribute that says how many bits a number has.
+ZERO_BYTES = {"com.microsoft::QMoE": ("expert_weight_bits", {5: {4: 0x88, 8: 0x80}})}
 # Mixing operators whose operand speaks of what is removed: see test_pooling_and_unpooling.
 POINTERS = frozenset({"MaxUnpool"})
 
 # Operators that make a contracted letter from some operands and read it by another one: only that
 # one can take its effect away.
-READ_BY = {"com.microsoft::MoE": 4}
+READ_BY = {"com.microsoft::MoE": 4, "com.microsoft::QMoE": 5}

@@ -30,6 +30,7 @@ from tests.laws.effects import (
     READ_BY,
     SCALED,
     THROUGHOUT,
+    ZERO_BYTES,
     ZERO_POINTS,
 )
 from tests.laws.nodes import RUNNERS, Case, attempt
@@ -224,6 +225,9 @@ def _one_of(spots: list[tuple[int, int]], case: Case, rng: np.random.Generator) 
 
 def _nothing(case: Case, index: int) -> float | Array:
     """What stands for 0 in an operand: a number, or one for each index of the last axis."""
+    stated, bytes_ = ZERO_BYTES.get(case.op, ("", {}))
+    if index in bytes_:
+        return bytes_[index][case.node.attributes[stated]]
     position = ZERO_POINTS.get(case.op, {}).get(index, len(case.operands))
     zero = case.operands[position] if position < len(case.operands) else None
     if zero is None or case.op in PACKED:

@@ -79,7 +79,27 @@ def test_a_rule_says_the_same_for_every_choice_of_dynamic_sizes(label: str) -> N
             "com.microsoft::MoE",
             [(5, 8), (5, 4), (4, 24, 8), (4, 24), (4, 8, 12), (4, 8)],
             {"k": 1, "activation_type": "swiglu"},
-            "its gate has not been proved",
+            "no CPU kernel for a gate that stands apart",
+        ),
+        (
+            "com.microsoft::QMoE",
+            [(5, 64), (5, 4), (4, 32, 32), (4, 32, 4), None, (4, 64, 16), (4, 64, 2), None]
+            + [None] * 3
+            + [(4, 32, 2)],
+            {"block_size": 16},
+            "its zero points share bytes",
+        ),
+        (
+            "com.microsoft::QMoE",
+            [(5, 64), (5, 4), (4, 32, 64), (4, 32), None, (4, 64, 32), (4, 64), None],
+            {"quant_type": "fp8"},
+            "its weights are laid out for one device",
+        ),
+        (
+            "com.microsoft::QMoE",
+            [(5, 8), (5, 4), (4, 6, 4), (4, 6), None, (4, 8, 3), (4, 8), None, (4, 6, 4)],
+            {},
+            "no CPU kernel for experts of three layers",
         ),
         ("com.microsoft::Nothing", [(2,)], {}, "operator com.microsoft::Nothing has no rule"),
         ("PRelu", [(2, 3), (4, 3)], {}, "an axis of size 2 does not fit .1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -164,3 +165,35 @@ def _experts() -> Iterator[Case]:
         how: dict[str, Any] = {"activation_type": kind, "k": 2}
         yield make(op, (5, 8), (5, 4), (4, 12, 8), (4, 12), (4, 8, 12), (4, 8), **how)
     yield make(op, (2, 3, 8), (6, 4), (4, 12, 8), None, (4, 8, 12), None, k=1)
+    gate: dict[str, Any] = {"activation_type": "swiglu", "swiglu_fusion": 1, "swiglu_limit": 7.0}
+    gate |= {"activation_alpha": 1.702, "activation_beta": 1.0}
+    yield make(op, (5, 8), (5, 4), (4, 24, 8), (4, 24), (4, 8, 12), (4, 8), k=2, **gate)
+    yield make(op, (5, 8), (5, 4), (4, 16, 8), None, (4, 8, 8), None, k=1, **gate)
+    for bits, block, gated in product((4, 8), (0, 16), (False, True)):
+        how = {"expert_weight_bits": bits, **({"block_size": block} if block else {}), "k": 2}
+        how |= gate if gated else {"activation_type": "silu"}
+        yield from _packed_experts(how, 8 // bits, block, 1 + gated)
+
+
+def _packed_experts(how: dict[str, Any], share: int, block: int, rows: int) -> Iterator[Case]:
+    """5 tokens, 3 experts: 4 blocks wide and 6 inside, or 12 wide and 20 inside."""
+    h, i = (4 * block, 6 * block) if block else (12, 20)
+    deep, wide = ((6,), (4,)) if block else ((), ())
+    first, second = (3, rows * i, *wide), (3, h, *deep)
+    weights = [integers(3, rows * i, h // share, high=256), integers(3, h, i // share, high=256)]
+    packed: list[Given] = [own.astype(np.uint8) for own in weights]
+    scales: list[Given] = [uniform(*own, low=0.01, high=0.03) for own in (first, second)]
+    layers: list[Given] = [packed[0], scales[0], (3, rows * i), packed[1], scales[1], (3, h)]
+    op = f"{MS}QMoE"
+    yield make(op, (5, h), (5, 3), *layers, **how)
+    layers[2] = layers[5] = None
+    yield make(op, (1, 5, h), (5, 3), *layers, None, None, None, None, None, None, (5, 3), **how)
+    zero = 0x88 if share > 1 else 0x80
+    sizes: list[tuple[int, ...]] = [(rows * i // share,), (h // share,)]
+    if block and share > 1:
+        return  # see test_what_can_not_be_said_is_refused
+    if block:
+        sizes = [(rows * i, 4), (h, 6)]
+    zeros: list[Given] = [integers(3, *sizes[0], high=256).astype(np.uint8)]
+    zeros.append(np.full((3, *sizes[1]), zero, np.uint8))
+    yield make(op, (5, h), (5, 3), *layers, None, None, None, *zeros, **how)

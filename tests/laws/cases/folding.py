@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.laws.cases.build import floats, integers, make, normal, uniform
+from tests.laws.cases.build import Given, floats, integers, make, normal, uniform
 from tests.laws.nodes import Case
 
 REDUCTIONS = """
@@ -33,6 +33,8 @@ def _normalisations() -> Iterator[Case]:
     yield make("BatchNormalization", (2, 3, 4, 4), (3,), (3,), (3,), c)
     yield make("BatchNormalization", (4, 4), (4,), (4,), (4,), uniform(4))
     yield make("BatchNormalization", (4, 3, 4), (3,), (3,), (3,), c, training_mode=1, results=3)
+    pixels: list[Given] = [*[(3, 4, 5)] * 3, uniform(3, 4, 5)]
+    yield make("BatchNormalization", (2, 3, 4, 5), *pixels, opset=7, spatial=0)
     yield make("InstanceNormalization", (2, 3, 4, 4), (3,), (3,))
     yield make("InstanceNormalization", (3, 4, 5), (4,), (4,))
     yield make("GroupNormalization", (3, 12, 5, 5), (3,), (3,), opset=18, num_groups=3)
