@@ -105,7 +105,9 @@ _CONTRIB: Final[dict[str, tuple[Case, ...]]] = {
         _case((10, 8), (10, 4), (4, 16, 4), (4, 16), (4, 16), (4, 8, 8), (4, 8), (4, 8), k=1),
         _case(
             *((10, 64), (10, 4), (4, 32, 64), (4, 32, 4), None, (4, 64, 32), (4, 64, 2)),
-            k=1, expert_weight_bits=8, block_size=16,
+            k=1,
+            expert_weight_bits=8,
+            block_size=16,
         ),
     ),
     "QuantizeLinear": _EACH,
