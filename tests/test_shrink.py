@@ -354,6 +354,27 @@ def test_sizes_of_resize_and_expand() -> None:
     assert operand(small, "e", 1) == [2, 2, 8, 8]
 
 
+def test_an_expand_to_computed_sizes_that_states_one_index() -> None:
+    """A 1 among the sizes leaves the axis as it comes: a position bias, as MPNet writes it."""
+    proto = model(
+        [
+            node("Shape", "x", "n", end=1),
+            node("Concat", "n one", "sizes", axis=0),
+            node("Relu", "w1", "bias"),
+            node("Expand", "bias sizes", "e"),
+            node("Gemm", "e w2", "y"),
+        ],
+        {"x": ["n", 3]},
+        {"y": ["n", 3]},
+        {"one": np.array([1]), "w1": weight(1, 1, 6), "w2": weight(2, 6, 3)},
+    )
+    small = pruned(proto, {"w1:1": [0, 5]})
+    old = values(proto)
+    expected = np.maximum(old["w1"][:, [0, 5]], 0) @ old["w2"][[0, 5]]
+    (found,) = run(small, x=np.zeros((4, 3), np.float32))
+    np.testing.assert_allclose(found, np.repeat(expected, 4, axis=0), rtol=1e-6)
+
+
 def test_zeros_made_at_run_time() -> None:
     """An initial state of computed size, as PyTorch writes it."""
     proto = model(
