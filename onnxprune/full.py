@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune.axes import Opaque
+from onnxprune.axes import Factors, Layout, Mask, Opaque
 from onnxprune.coupling import Coupling
+from onnxprune.matching import fixed_part
 from onnxprune.model import Array, first_name
 from onnxprune.plan import Keep
 from onnxprune.shapes import stored
@@ -18,7 +19,7 @@ from onnxprune.views import read_tensor
 
 
 def kept_part(coupling: Coupling, keep: Keep, name: str, value: Any) -> Any:
-    """What a pruned model has of a value of the original."""
+    """What a pruned model has of a value of the original, whose dynamic axes may have any size."""
     layouts, factors = coupling.layouts.get(name, ()), coupling.factors
     if not isinstance(value, np.ndarray) or value.ndim != len(layouts):
         return value
@@ -26,8 +27,18 @@ def kept_part(coupling: Coupling, keep: Keep, name: str, value: Any) -> Any:
         if not isinstance(factors.normal(layout), Opaque):
             mask = factors.mask(layout, keep)
             if not mask.all():
+                mask = _repeated(factors, keep, layout, mask, value.shape[axis])
                 value = np.take(value, np.flatnonzero(mask), axis=axis)
     return value
+
+
+def _repeated(factors: Factors, keep: Keep, layout: Layout, mask: Mask, size: int) -> Mask:
+    """The mask of an axis ``(batch head)`` for another batch than that of the analysis."""
+    inner = None if size == len(mask) else fixed_part(factors, layout)
+    if inner is None:
+        return mask
+    own = factors.mask(inner, keep)
+    return np.tile(own, size // len(own))
 
 
 def full_size(coupling: Coupling, keep: Keep, name: str, small: Array, base: Array) -> Array:

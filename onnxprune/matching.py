@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxprune.axes import OPAQUE, Factors, Layout, Reason
+from onnxprune.axes import OPAQUE, Factors, Layout, Product, Reason
 from onnxprune.coupling import WHOLE
 from onnxprune.model import Node
 from onnxprune.notation import UNIT, Axis, Fit, is_whole
@@ -11,6 +11,33 @@ from onnxprune.notation import UNIT, Axis, Fit, is_whole
 def because(text: str, node: Node) -> Reason:
     """A reason at a node; the label of one in a body is part of the text."""
     return Reason(f"{node.label}: {text}" if node.inside else text, node.index)
+
+
+def is_carried(letter: str, fit: Fit) -> bool:
+    """Whether a node takes a letter's indices along, and neither sums over them nor mixes them."""
+    twice = (
+        [x for axis in axes for term in axis for x in term].count(letter) > 1
+        for axes in fit.operands
+        if axes is not None
+    )
+    return letter not in fit.contracted | fit.mixing and not any(twice)
+
+
+def fixed_part(factors: Factors, layout: Layout) -> Layout | None:
+    """What of an axis has a fixed size where whole factors of dynamic size lead: the heads of
+    ``(batch head)``; None where all of it may be dynamic.
+
+    A factor of dynamic size is frozen where it is made, so a free one has a fixed size.
+    """
+    normal = factors.normal(layout)
+    if not isinstance(normal, Product):
+        return None
+    free = [
+        k
+        for k, part in enumerate(normal.parts)
+        if any(factors.reason(leaf) is None for leaf in factors.leaves(part))
+    ]
+    return factors.product(list(normal.parts[free[0] :])) if free and free[0] > 0 else None
 
 
 class Step:

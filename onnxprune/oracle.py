@@ -51,8 +51,9 @@ def masked(
         keep: kept indices (size,) by factor; a factor that is absent keeps all.
         extra_outputs: values of the graph that are outputs too.
         values: full-size values of parameters that replace the file's.
-        jitter: a seed; each 1 of a float32 or float64 mask is then off by one rounding, up or down.
-            What that does to an output is what rounding has to be allowed there.
+        jitter: a seed; each 1 of a float32 or float64 mask, and each index that is gathered, is
+            then off by one rounding, up or down. What that does to a value is what rounding has to
+            be allowed there.
     """
     writer = _Writer(coupling, keep, values or {}, jitter)
     for node in coupling.model.every:
@@ -251,11 +252,14 @@ class _Writer:
             for axis, pattern in enumerate(axes or ()):
                 mask = self.own_mask(bound, pattern, letters)
                 if mask is not None:
-                    node = self.copy_of(bound.node)
-                    indices = self.constant(np.flatnonzero(mask))
-                    result = self.fresh()
-                    nodes.append(_gather(node.input[position], indices, result, axis))
-                    node.input[position] = result
+                    node, taken = self.copy_of(bound.node), self.constant(np.flatnonzero(mask))
+                    nodes.append(_gather(node.input[position], taken, self.fresh(), axis))
+                    if self.generator is not None and self.dtype(bound.node, position) in FLOATS:
+                        ones = np.ones((int(mask.sum()), *[1] * (len(axes or ()) - axis - 1)), bool)
+                        own = self.constant(self.factor(ones, self.dtype(bound.node, position)))
+                        read = [nodes[-1].output[0], own]
+                        nodes.append(helper.make_node("Mul", read, [self.fresh()]))
+                    node.input[position] = nodes[-1].output[0]
         return nodes
 
     def widened(self, bound: Bound, letters: Collection[str]) -> list[onnx.NodeProto]:

@@ -11,7 +11,7 @@ from onnxprune.axes import OPAQUE, Factors, Layout, Reason
 from onnxprune.bodies import graphs
 from onnxprune.coupling import Bound, Coupling, Group, Member
 from onnxprune.inferring import agree
-from onnxprune.matching import Step, because
+from onnxprune.matching import Step, because, fixed_part, is_carried
 from onnxprune.model import Model, Node
 from onnxprune.notation import Fit
 from onnxprune.rules import Row, Unprunable, fit_node
@@ -225,12 +225,19 @@ class _Walk:
         for letter, size in fit.sizes.items():
             letters.setdefault(letter, OPAQUE if size is None else self.factors.fresh(size))
             if any(other.sizes.get(letter) != size for other in fits[1:]):
-                self.factors.freeze(letters[letter], Reason("its size is dynamic", node.index))
+                self.keep_dynamic(letter, letters[letter], fits, node)
         if node.op not in DEQUANTIZES:
             self.keep_ids(node)
         self.bound.append(Bound(node, fits, letters))
         self.keep_dynamic_sums(self.bound[-1])
         self.note_sides(node, fit, letters)
+
+    def keep_dynamic(self, letter: str, layout: Layout, fits: tuple[Fit, ...], node: Node) -> None:
+        """An axis of dynamic size stays whole, but for the heads of a batch times heads."""
+        inner = fixed_part(self.factors, layout) if is_carried(letter, fits[0]) else None
+        sizes = [own.sizes.get(letter) for own in fits]
+        if inner is None or any(n is None or n % self.factors.size(inner) for n in sizes):
+            self.factors.freeze(layout, Reason("its size is dynamic", node.index))
 
     def keep_stated(self, name: str, node: Node) -> None:
         """What states sizes, scales or positions stays whole."""

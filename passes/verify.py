@@ -190,12 +190,12 @@ def _verdict(run: Prepared, limit: float, adaptive: bool) -> Verification:
     if overflow is not None:
         return Verification(limit, tuple(checks), overflow)
     wrong = [check for check in (*checks, *inner) if not check.ok]
-    worst = sorted(inner, key=lambda check: check.error / check.allowed)[-1:]
+    worst = sorted(inner, key=lambda check: (not check.blind, check.error / check.allowed))[-1:]
     return Verification(
         limit,
         (*checks, *worst),
         _explained(run, wrong) + _drawn(run.model) if wrong else None,
-        max(noise.values(), default=None),
+        max((x for x in noise.values() if x < 1), default=None),
         len(inner),
         sum(check.count for check in inner if not check.blind),
     )
@@ -231,14 +231,19 @@ def _noise(run: Prepared, checks: Sequence[Check]) -> dict[str, float]:
     if not wrong:
         return {}
     found = _inside(run, wrong, run.feeds, compare.NOISE_LIMIT, jitter=0)
-    return {c.value: c.error for c in found if c.value in wrong and c.error < 1}
+    return {c.value: c.error for c in found if c.value in wrong and c.error < compare.INCOMPARABLE}
 
 
 def _allowing(noise: Mapping[str, float], checks: Sequence[Check]) -> list[Check]:
+    """Allow what rounding does; a value inside that is little else (a mean of 0) tells nothing."""
     found = []
     for check in checks:
-        own = min(compare.NOISE_FACTOR * noise.get(check.value, 0.0), compare.NOISE_LIMIT)
-        found.append(replace(check, allowed=max(check.allowed, own)))
+        own = compare.NOISE_FACTOR * noise.get(check.value, 0.0)
+        if own > compare.NOISE_LIMIT and not check.output:
+            found.append(replace(check, allowed=max(check.allowed, own), blind=True))
+            continue
+        own = own if own < compare.NOISE_FACTOR else 0.0
+        found.append(replace(check, allowed=max(check.allowed, min(own, compare.NOISE_LIMIT))))
     return found
 
 

@@ -261,6 +261,14 @@ def test_jitter_is_one_rounding() -> None:
     assert all(set(np.unique(v)) <= {0, 1} for n, v in plain.items() if n in masks)
 
 
+def test_what_is_gathered_is_jittered_too() -> None:
+    coupling = coupled(residual())
+    graph = masked(coupling, halves(coupling), jitter=3).graph
+    (norm,) = (n for n in graph.node if n.op_type == "LayerNormalization")
+    makers = {name: n.op_type for n in graph.node for name in n.output}
+    assert [makers[name] for name in norm.input] == ["Mul"] * 3
+
+
 def test_an_attribute_that_states_a_mixed_letter_is_told() -> None:
     proto = model(
         [node("Conv", "x w1", "h"), node("LRN", "h", "u", size=5), node("Conv", "u w2", "y")],

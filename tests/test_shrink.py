@@ -354,6 +354,80 @@ def test_sizes_of_resize_and_expand() -> None:
     assert operand(small, "e", 1) == [2, 2, 8, 8]
 
 
+def test_an_expand_to_computed_sizes_that_states_one_index() -> None:
+    """A 1 among the sizes leaves the axis as it comes: a position bias, as MPNet writes it."""
+    proto = model(
+        [
+            node("Shape", "x", "n", end=1),
+            node("Concat", "n one", "sizes", axis=0),
+            node("Relu", "w1", "bias"),
+            node("Expand", "bias sizes", "e"),
+            node("Gemm", "e w2", "y"),
+        ],
+        {"x": ["n", 3]},
+        {"y": ["n", 3]},
+        {"one": np.array([1]), "w1": weight(1, 1, 6), "w2": weight(2, 6, 3)},
+    )
+    small = pruned(proto, {"w1:1": [0, 5]})
+    old = values(proto)
+    expected = np.maximum(old["w1"][:, [0, 5]], 0) @ old["w2"][[0, 5]]
+    (found,) = run(small, x=np.zeros((4, 3), np.float32))
+    np.testing.assert_allclose(found, np.repeat(expected, 4, axis=0), rtol=1e-6)
+
+
+def folded_heads(*inside: onnx.NodeProto) -> onnx.ModelProto:
+    """Attention heads folded into a dynamic batch and out again, as PyTorch turns keys around."""
+    return model(
+        [
+            node("MatMul", "x w1", "a"),
+            node("Reshape", "a apart", "b"),
+            node("Transpose", "b", "c", perm=[0, 2, 1, 3]),
+            node("Reshape", "c folded", "d"),
+            *(inside or [node("MatMul", "d w3", "e")]),
+            node("Reshape", "e unfolded", "f"),
+            node("Transpose", "f", "g", perm=[0, 2, 1, 3]),
+            node("Reshape", "g joined", "h"),
+            node("MatMul", "h w2", "y"),
+        ],
+        {"x": ["n", 5, 6]},
+        {"y": ["n", 5, 2]},
+        {
+            "w1": weight(1, 6, 12),
+            "w2": weight(2, 12, 2),
+            "w3": weight(3, 3, 3),
+            "apart": np.array([-1, 5, 4, 3]),
+            "folded": np.array([-1, 5, 3]),
+            "unfolded": np.array([-1, 4, 5, 3]),
+            "joined": np.array([-1, 5, 12]),
+            "zero": np.array([0]),
+        },
+    )
+
+
+def test_heads_that_are_folded_into_a_dynamic_batch() -> None:
+    small = pruned(folded_heads(), {"w1:1[0]": [1, 2], "w1:1[1]": [0, 2]})
+    assert operand(small, "d", 1) == [-1, 5, 2]
+    assert operand(small, "f", 1) == [-1, 2, 5, 3]
+    for batch in (1, 2, 3):
+        (found,) = run(small, x=np.ones((batch, 5, 6), np.float32))
+        assert found.shape == (batch, 5, 2)
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        [node("Softmax", "d", "e", axis=0)],
+        [node("ReduceSum", "d zero", "total", keepdims=1), node("Mul", "d total", "e")],
+        [node("CumSum", "d zero", "e")],
+    ],
+    ids=lambda nodes: nodes[0].op_type,
+)
+def test_heads_stay_whole_where_the_folded_batch_is_combined(inside: list[onnx.NodeProto]) -> None:
+    """Their indices are not known by number: the batch is dynamic."""
+    names = [group.name for group in coupled(folded_heads(*inside)).groups]
+    assert names == ["w1:1[1]"]
+
+
 def test_zeros_made_at_run_time() -> None:
     """An initial state of computed size, as PyTorch writes it."""
     proto = model(

@@ -48,7 +48,7 @@ def slice_(site: Site) -> str:
 
 
 def _bounds(site: Site, name: str, operand: int) -> list[int | None]:
-    """Where the slices start or end; None where that is computed at run time."""
+    """What an operand states, an element each; None where that is computed at run time."""
     try:
         found = site.ints(name, operand)
     except Unprunable:
@@ -137,7 +137,11 @@ def expand(site: Site) -> str:
         "1" if own == 1 and size != 1 else name
         for own, size, name in zip(shape, target, names, strict=True)
     ]
-    stated = " ".join(names[len(target) - _length(site, 1, len(target)) :])
+    length = _length(site, 1, len(target))
+    sizes = _bounds(site, "shape", 1) if length else []
+    last = zip(sizes, names[len(target) - length :], target[len(target) - length :], strict=True)
+    # An element of 1 leaves the axis as it comes, so that it states no size of it.
+    stated = " ".join("_" if n == 1 != size else name for n, name, size in last)
     kept = " ".join(operand[len(target) - site.rank() :])
     return line([kept or "~", "~"], [" ".join(names)], f"[1]={stated}")
 
