@@ -365,6 +365,47 @@ def test_a_student_comes_nearer_its_teacher(
     assert [t.dims for t in better.graph.initializer] == [t.dims for t in small.graph.initializer]
 
 
+@pytest.mark.parametrize("freeze", [False, True])
+def test_samples_are_changed_in_each_step_and_never_to_judge(
+    taught: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch, freeze: bool
+) -> None:
+    """Frozen norms leave the module in evaluation; its samples are new ones nevertheless."""
+    from onnxprune.training import distilling
+
+    changed: list[bool] = []
+
+    def counted(batch: Any, names: Any) -> Any:
+        changed.append(torch.is_grad_enabled())
+        return augmented(batch, names)
+
+    augmented = distilling.augmented
+    monkeypatch.setattr(distilling, "augmented", counted)
+    small, _ = pruned(taught)
+    own = {**QUICK, "epochs": 3, "freeze": freeze, "augment": ("mix",)}
+    _, found = onnxprune.distill(small, teacher=taught, data={"x": data()["x"]}, **own)
+    assert changed == [True] * found.steps
+
+
+@pytest.mark.parametrize(("count", "batch", "held"), [(384, 128, 48), (10, 128, 1), (1, 128, 1)])
+def test_an_eighth_of_the_samples_is_held_out_whatever_the_batch(
+    count: int, batch: int, held: int
+) -> None:
+    """No sample is in both, and none in neither; a single one is."""
+    from onnxprune.calibration import batches
+    from onnxprune.files import load
+    from onnxprune.pictures import Pictures
+    from onnxprune.training.stream import held_out
+
+    model = load(classifier())
+    x = {"x": data(count)["x"]}
+    both = held_out(batches(x, model, Pictures(), samples=None, batch=batch))
+    train, own = ([i for part in each.parts for i in part] for each in both)
+    assert len(own) == held
+    assert all(len(part) <= batch for each in both for part in each.parts)
+    assert sorted({*train, *own}) == list(range(count))
+    assert not set(train) & set(own) or count == 1
+
+
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(taught: onnx.ModelProto) -> None:
     own = {**QUICK, "optimizer": "sgd", "weight_decay": 0.0}  # Adam takes rounding for a gradient
     _, found = onnxprune.distill(taught, teacher=taught, data={"x": data()["x"]}, **own)

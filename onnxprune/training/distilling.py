@@ -186,7 +186,7 @@ def distillation(
     """
     _check_same(student, teacher)
     kept: Kept = whole if plan is None else partial(kept_part, *plan)
-    task = learning(student, bridge(student, rows), teacher, lesson, kept)
+    task, plain = learning(student, bridge(student, rows), teacher, lesson, kept)
     quiet = Stream(held, max(map(len, held.parts)), 0)
 
     def judge(module: Any) -> float:
@@ -195,7 +195,7 @@ def distillation(
         with torch.no_grad():
             for part in held.parts:
                 batch = quiet.read(part)
-                losses.append(float(task(module, on(batch.feeds, device), batch)))
+                losses.append(float(plain(module, on(batch.feeds, device), batch)))
         return -sum(losses) / len(losses)
 
     return task, judge
@@ -218,8 +218,8 @@ def _check_same(student: Model, teacher: Model) -> None:
 
 def learning(
     student: Model, module: Any, teacher: Model, lesson: Lesson, kept: Kept = whole
-) -> Task:
-    """The task of a lesson."""
+) -> tuple[Task, Task]:
+    """The task of a lesson, on changed samples where it says so; and on samples as they are."""
     reads = score_names(module)
     inner = features(student, module, teacher, kept) if lesson.depth else []
     names = sorted({*reads.values(), *inner})
@@ -227,11 +227,8 @@ def learning(
     classes = {name for name in reads.values() if _is_scores(name, student)}
     function = loss_of(lesson.loss)
 
-    def task(module: Any, feeds: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    def plain(module: Any, feeds: Mapping[str, Tensor], batch: Batch) -> Tensor:
         device = next(iter(feeds.values())).device
-        if lesson.augment and module.training:
-            batch = augmented(batch, lesson.augment)
-            feeds = on(batch.feeds, device)
         found = module.run(feeds, names)
         wanted = {n: tensor(v).to(device) for n, v in own.says(batch).items()}
         total = torch.zeros((), device=device)
@@ -248,7 +245,11 @@ def learning(
             total = (1 - lesson.labels) * total + lesson.labels * told
         return total
 
-    return task
+    def task(module: Any, feeds: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        changed = augmented(batch, lesson.augment)
+        return plain(module, on(changed.feeds, next(iter(feeds.values())).device), changed)
+
+    return (task if lesson.augment else plain), plain
 
 
 def _is_scores(name: str, model: Model) -> bool:

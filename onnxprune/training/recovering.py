@@ -24,7 +24,7 @@ from onnxprune.training.stream import held_out
 from onnxprune.training.tuning import Plan, trained
 
 STEPS: Final = 120
-BATCH: Final = 128
+BATCH: Final = 64
 RATE: Final = 1e-3
 # What is done to samples, which are few; docs/finetuning.md says what it is worth.
 PHOTOS: Final = ("flip", "mix", "shift")
