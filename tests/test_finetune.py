@@ -450,6 +450,76 @@ def test_features_are_the_channels_that_survived() -> None:
     assert set(narrow) < set(names)
 
 
+def attending() -> onnx.ModelProto:
+    """Two heads of width 3 on (2, 5, 4): y = softmax(q k) v, and what is read of it."""
+    from tests.graphs import model, node, weight
+
+    nodes, weights = [], {}
+    for i, name in enumerate(("q", "k", "v")):
+        weights[f"w_{name}"] = weight(i, 4, 6) * 4
+        nodes += [
+            node("MatMul", f"x w_{name}", f"flat_{name}"),
+            node("Reshape", f"flat_{name} split", f"own_{name}"),
+            node(
+                "Transpose", f"own_{name}", name, perm=[0, 2, 3, 1] if name == "k" else [0, 2, 1, 3]
+            ),
+        ]
+    weights |= {"w_o": weight(4, 6, 4)}
+    nodes += [
+        node("MatMul", "q k", "logits"),
+        node("Softmax", "logits", "map", axis=-1),
+        node("MatMul", "map v", "mixed"),
+        node("Transpose", "mixed", "back", perm=[0, 2, 1, 3]),
+        node("Reshape", "back join", "joined"),
+        node("MatMul", "joined w_o", "y"),
+    ]
+    proto = model(nodes, {"x": (2, 5, 4)}, {"y": (2, 5, 4)}, weights)
+    for name, value in (("split", [0, 0, 2, 3]), ("join", [0, 0, 6])):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value), name))
+    return proto
+
+
+def test_attention_maps_are_those_of_the_heads_that_survived() -> None:
+    """A student with one head of two, and its teacher's weights, has its maps; another has not."""
+    from onnxprune.choosing import analyse
+    from onnxprune.files import load
+    from onnxprune.full import kept_part
+    from onnxprune.passes.shrink import shrink
+    from onnxprune.training import distilling
+    from onnxprune.training.stream import Batch
+
+    coupling = analyse(load(attending()), {})
+    heads = next(g for g in coupling.groups if g.size == 2)
+    x = {"x": np.random.default_rng(0).standard_normal((2, 5, 4)).astype(np.float32)}
+    losses = []
+    for kept, told in (((False, True),) * 2, ((True, False), (False, True))):
+        keep, taught = ({heads.factor: np.array(own)} for own in (kept, told))
+        small = load(shrink(coupling, keep))
+        module = onnxprune.bridge(small.proto)
+
+        def part(name: str, value: Any, taught: Any = taught) -> Any:
+            return kept_part(coupling, taught, name, value)
+
+        assert distilling.attention_maps(small, module, coupling.model, part) == ["map"]
+        assert not distilling.attention_maps(small, module, coupling.model, distilling.whole)
+        both = []
+        for share in (0.0, 2.0):
+            lesson = distilling.Lesson(depth=0.0, attention=share)
+            _, plain = distilling.learning(small, module, coupling.model, lesson, part)
+            with torch.no_grad():
+                both.append(
+                    float(plain(module, {"x": torch.from_numpy(x["x"])}, Batch(x, None, ())))
+                )
+        losses.append((both[1] - both[0]) / 2)
+    assert abs(losses[0]) < 1e-6
+    assert losses[1] > 0.1
+    own, wanted = (torch.softmax(torch.randn(3, 4, 5), -1) for _ in range(2))
+    expected = (wanted * (wanted / own).log()).sum(-1).mean()
+    assert distilling._strayed(own, wanted) == pytest.approx(float(expected), rel=1e-5)
+    certain = torch.eye(5)[None]
+    assert torch.isfinite(distilling._strayed(certain, certain.flip(-1)))
+
+
 def test_what_distillation_refuses(taught: onnx.ModelProto) -> None:
     small, x = classifier(), {"x": data()["x"]}
     other = classifier()
@@ -459,6 +529,7 @@ def test_what_distillation_refuses(taught: onnx.ModelProto) -> None:
     for option, message in (
         ({"temperature": 0.0}, "temperature is 0: it must be above 0"),
         ({"depth": -1.0}, "depth is -1: it must be 0 or more"),
+        ({"attention": -1.0}, "attention is -1: it must be 0 or more"),
         ({"labels": 2.0}, "labels is 2: it is a share, from 0 to 1"),
         ({"augment": ("turn",)}, "augment 'turn' is not known: choose of flip, mix, shift"),
         ({"augment": ("mix",), "labels": 0.5}, "mixed samples have no labels"),

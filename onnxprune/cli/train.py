@@ -42,6 +42,10 @@ Depth = Annotated[
     float,
     option("--depth", TRAINING, "Weight of values inside the graph beside the outputs'; 0 is off."),
 ]
+Attention = Annotated[
+    float,
+    option("--attention", TRAINING, "Weight of attention maps, of the heads that are left."),
+]
 Labels = Annotated[
     float, option("--labels", TRAINING, "The share of the labels' loss; 0: there are no labels.")
 ]
@@ -163,6 +167,7 @@ def distill(
     plan: KeptPlan = None,
     temperature: Temperature = 4.0,
     depth: Depth = 1.0,
+    attention: Attention = 0.0,
     labels: Labels = 0.0,
     loss: Loss = "cross-entropy",
     augment: Augment = "",
@@ -172,7 +177,7 @@ def distill(
     """Train a pruned model to say what its original says, without labels."""
     own = {"teacher": teacher, "data": inputs, "plan": plan, "temperature": temperature}
     own["augment"] = tuple(part for part in augment.split(",") if part)
-    own |= {"depth": depth, "labels": labels, "loss": loss}
+    own |= {"depth": depth, "attention": attention, "labels": labels, "loss": loss}
     _run("distill", model, own, given, (inputs, str(teacher)))
 
 
