@@ -17,6 +17,7 @@ FOLDER = WORK / "finetune"
 BATCH = 64
 SHIFT = 4  # pixels, within a black border
 TRANSFORMER = "vit"
+LABELS = 0.3  # the share of the labels' loss, beside the teacher
 
 
 @dataclass(frozen=True)
@@ -100,15 +101,10 @@ def _tuned(net: Subject, request: Request, folder: Path) -> Path:
         return small
     train = samples(request.seed, request.steps)
     common: dict[str, Any] = {"steps": request.steps, "batch_size": BATCH, "seed": request.seed}
-    common |= {"lr": request.rate} | _recipe(net.name)
+    common |= {"lr": request.rate} | ({} if variant.recover else _recipe(net.name))
     if variant.then == "teacher":
-        teacher: dict[str, Any] = {
-            "teacher": net.folder / "net.onnx",
-            "plan": plan,
-            "labels": 0.5,
-            "epochs": 2,
-        }
-        onnxprune.distill(small, tuned, data=train, **teacher, **common)
+        teacher: dict[str, Any] = {"teacher": net.folder / "net.onnx", "plan": plan}
+        onnxprune.distill(small, tuned, data=train, labels=LABELS, epochs=2, **teacher, **common)
     else:
         onnxprune.finetune(small, tuned, train=train, epochs=1, **common)
     return tuned
