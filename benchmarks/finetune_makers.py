@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,7 +28,7 @@ class Variant:
     """
 
     criterion: str
-    recover: bool | str = False
+    recover: bool | Literal["distill"] = False
     then: str = ""
 
 

@@ -371,6 +371,7 @@ def test_samples_are_changed_in_each_step_and_never_to_judge(
 ) -> None:
     """Frozen norms leave the module in evaluation; its samples are new ones nevertheless."""
     from onnxprune.training import distilling
+    from onnxprune.training.augments import augmented
 
     changed: list[bool] = []
 
@@ -378,7 +379,6 @@ def test_samples_are_changed_in_each_step_and_never_to_judge(
         changed.append(torch.is_grad_enabled())
         return augmented(batch, names)
 
-    augmented = distilling.augmented
     monkeypatch.setattr(distilling, "augmented", counted)
     small, _ = pruned(taught)
     own = {**QUICK, "epochs": 3, "freeze": freeze, "augment": ("mix",)}
@@ -508,7 +508,7 @@ def test_attention_maps_are_those_of_the_heads_that_survived() -> None:
             _, plain = distilling.learning(small, module, coupling.model, lesson, part)
             with torch.no_grad():
                 both.append(
-                    float(plain(module, {"x": torch.from_numpy(x["x"])}, Batch(x, None, ())))
+                    float(plain(module, {"x": torch.from_numpy(x["x"])}, Batch(x, np.zeros(2), ())))
                 )
         losses.append((both[1] - both[0]) / 2)
     assert abs(losses[0]) < 1e-6
