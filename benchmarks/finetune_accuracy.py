@@ -9,9 +9,8 @@ steps on the same images, flipped and shifted once for all: in one cycle of SGD 
 AdamW for the transformer) where the criterion is all there is. Torch-Pruning's has the scope that
 `benchmarks.quality` found best for it without training; its taylor and hessian get labels. Ours is
 the criterion alone (folded norms put back while training), and OBS with recovery: as it is, with a
-distillation on 384 images without labels, and trained as well, by the defaults of our commands (the
-rate for labels alone is lower). Seeds draw the calibration and the training images. All criteria
-see the first seed, and the FINALISTS that it finds best at a target all of them, which favours the
+distillation on 384 images without labels, and trained as well, as `finetune` and `distill` do with
+--relative. Seeds draw the calibration and the training images. All criteria see the first seed, and the FINALISTS that it finds best at a target all of them, which favours the
 rival. Rows are appended to `work/finetune.jsonl` as they come; those of onnxprune are measured anew
 when its commit changes.
 """
@@ -45,7 +44,7 @@ IMAGES = 5000
 FINALISTS = 2
 RATES = {"vit": 1e-3}  # of what lost most of its accuracy
 RATE = 0.03
-GENTLE = {"labels": 3e-4, "teacher": 1e-3}  # of what was recovered, by AdamW
+GENTLE = {"labels": 3e-3, "teacher": 1e-2}  # of what was recovered: shares of each weight's size
 MAKERS = {"onnxprune": ours, "Torch-Pruning": torch_pruning}
 ROWS = harness.WORK / "finetune.jsonl"
 QUICK_STEPS = 6

@@ -101,7 +101,8 @@ def _tuned(net: Subject, request: Request, folder: Path) -> Path:
         return small
     train = samples(request.seed, request.steps)
     common: dict[str, Any] = {"steps": request.steps, "batch_size": BATCH, "seed": request.seed}
-    common |= {"lr": request.rate} | ({} if variant.recover else _recipe(net.name))
+    own = {"relative": True} if variant.recover else _recipe(net.name)
+    common |= {"lr": request.rate} | own
     if variant.then == "teacher":
         teacher: dict[str, Any] = {"teacher": net.folder / "net.onnx", "plan": plan}
         onnxprune.distill(small, tuned, data=train, labels=LABELS, epochs=2, **teacher, **common)

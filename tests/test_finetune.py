@@ -73,7 +73,9 @@ def killer(step: int) -> Any:
     return tell
 
 
-@pytest.mark.parametrize("options", [{}, {"ema": 0.9}, {"optimizer": "sgd", "clip": None}])
+@pytest.mark.parametrize(
+    "options", [{}, {"ema": 0.9}, {"relative": True}, {"optimizer": "sgd", "clip": None}]
+)
 @pytest.mark.parametrize("step", [4, 6, 7, 13])
 def test_a_kill_loses_nothing(tmp_path: Path, options: dict[str, Any], step: int) -> None:
     """Broken off after any step and run again, it ends with the same weights, log and figures."""
@@ -139,6 +141,24 @@ def test_a_fixed_batch_is_trained_several_at_a_time() -> None:
     for name, value in weights(one).items():
         single, joined = (np.frombuffer(v, np.float32) for v in (value, weights(many)[name]))
         np.testing.assert_allclose(single, joined, rtol=1e-3, atol=1e-5)
+
+
+def test_a_relative_rate_is_a_share_of_each_weight() -> None:
+    """Adam's first step changes every number by the rate; of what is 0, by its least size."""
+    proto = classifier()
+    for tensor, factor in zip(proto.graph.initializer, (0.01, 0.0, 1.0, 1.0), strict=True):
+        scaled = onnx.numpy_helper.to_array(tensor) * np.float32(factor)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(scaled, tensor.name))
+    own = {"schedule": "constant", "warmup": 0.0, "weight_decay": 0.0, "steps": 1, "threads": 1}
+    better, _ = onnxprune.finetune(proto, train=data(), relative=True, lr=0.03, **own)
+    seen = set()
+    for before, after in zip(proto.graph.initializer, better.graph.initializer, strict=True):
+        start, end = (onnx.numpy_helper.to_array(t).astype(np.float64) for t in (before, after))
+        if before.data_type == onnx.TensorProto.FLOAT:
+            size = np.sqrt(np.mean(start**2))
+            seen.add(size > 1e-3)
+            assert np.abs(end - start).max() == pytest.approx(0.03 * max(size, 1e-3), rel=1e-3)
+    assert seen == {True, False}
 
 
 def test_a_running_mean_follows_the_weights() -> None:
@@ -234,6 +254,7 @@ def test_norms_are_unfolded_while_training() -> None:
         ({"warmup": 1.0}, "warmup is 1: it must be from 0 to below 1"),
         ({"optimizer": "lion"}, "optimizer 'lion' is not known: choose adamw, sgd"),
         ({"freeze": True, "unfold": True}, "unfold puts in norms that freeze would not let move"),
+        ({"relative": True, "optimizer": "sgd"}, "relative is for adamw, .* the optimizer is sgd"),
     ],
 )
 def test_settings_that_make_no_sense(options: dict[str, Any], message: str) -> None:

@@ -83,6 +83,10 @@ _OPTIONS: Final[Mapping[str, tuple[Any, Any]]] = {
         _one(float | None, "--lr", "Largest learning rate (default: 1e-3, of sgd 1e-2)."),
         None,
     ),
+    "relative": (
+        _one(bool, "--relative", "The rate is a share of each weight's size (default: 1e-2)."),
+        False,
+    ),
     "optimizer": (_one(str | None, "--optimizer", "adamw (the default) or sgd."), None),
     "schedule": (
         _one(str | None, "--schedule", "cosine (the default), linear or constant."),
@@ -130,7 +134,7 @@ _OPTIONS: Final[Mapping[str, tuple[Any, Any]]] = {
 def _given(found: Mapping[str, Any]) -> dict[str, Any]:
     """Options that were given, as arguments of the library; and how to show the result."""
     given = arguments(found)
-    for name in ("amp", "freeze", "unfold"):
+    for name in ("amp", "freeze", "relative", "unfold"):
         if not given[name]:
             del given[name]
     given["rules"] = options.rules_of(given.pop("rule"))
