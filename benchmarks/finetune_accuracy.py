@@ -10,9 +10,9 @@ AdamW for the transformer) where the criterion is all there is. Torch-Pruning's 
 `benchmarks.quality` found best for it without training; its taylor and hessian get labels. Ours is
 the criterion alone (folded norms put back while training), and OBS with recovery: as it is, with a
 distillation on 384 images without labels, and trained as well, as `finetune` and `distill` do with
---relative. Seeds draw the calibration and the training images. All criteria see the first seed, and the FINALISTS that it finds best at a target all of them, which favours the
-rival. Rows are appended to `work/finetune.jsonl` as they come; those of onnxprune are measured anew
-when its commit changes.
+--relative. Seeds draw the calibration and the training images. All criteria see the first seed, and
+the FINALISTS that it finds best at a target all of them, which favours the rival. Rows are appended
+to `work/finetune.jsonl` as they come; those of onnxprune are measured anew when its commit changes.
 """
 
 import argparse
