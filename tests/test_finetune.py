@@ -149,8 +149,8 @@ def test_a_relative_rate_is_a_share_of_each_weight() -> None:
     for tensor, factor in zip(proto.graph.initializer, (0.01, 0.0, 1.0, 1.0), strict=True):
         scaled = onnx.numpy_helper.to_array(tensor) * np.float32(factor)
         tensor.CopyFrom(onnx.numpy_helper.from_array(scaled, tensor.name))
-    own = {"schedule": "constant", "warmup": 0.0, "weight_decay": 0.0, "steps": 1, "threads": 1}
-    better, _ = onnxprune.finetune(proto, train=data(), relative=True, lr=0.03, **own)
+    own: dict[str, Any] = {"schedule": "constant", "warmup": 0.0, "weight_decay": 0.0, "steps": 1}
+    better, _ = onnxprune.finetune(proto, train=data(), relative=True, lr=0.03, threads=1, **own)
     seen = set()
     for before, after in zip(proto.graph.initializer, better.graph.initializer, strict=True):
         start, end = (onnx.numpy_helper.to_array(t).astype(np.float64) for t in (before, after))
