@@ -28,6 +28,7 @@ def apart(found: Any, expected: Any) -> float:
     """The largest difference, as a share of the largest value; infinite for another shape."""
     if found.shape != expected.shape:
         return float("inf")
+    expected = expected.astype(np.float64)  # of whole numbers, too, which may all be 0
     largest = float(np.max(np.abs(expected), initial=1e-12))
     return float(np.max(np.abs(found.astype(np.float64) - expected), initial=0.0)) / largest
 

@@ -8,14 +8,16 @@ backward passes of the native module.
 """
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import interleaved, save, show
+from benchmarks.harness import RESULTS, interleaved, save, show, versions
 
 STEPS = 9
 BATCH = 32
@@ -138,6 +140,27 @@ def scoring(net: Any, shape: tuple[int, ...], batches: int = 2) -> dict[str, Any
     return {"what": what, **medians(native, lambda: score(coupling, "fisher", feeds=feeds), 3)}
 
 
+def keep_part(
+    part: str, rows: object, settings: dict[str, Any], more_versions: dict[str, str]
+) -> None:
+    """Write one part of `results/finetune.json`, and leave the others as they are.
+
+    Parts are measured apart: each has its own settings, versions and date.
+    """
+    path = RESULTS / "finetune.json"
+    known = json.loads(path.read_text("utf-8")) if path.exists() else {"results": {}}
+    if isinstance(known["results"], list):  # of the days when there was one part
+        own = {key: known[key] for key in ("date", "settings", "versions")}
+        known["results"] = {"cost": own | {"rows": known["results"]}}
+    own = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "rows": rows,
+        "settings": settings,
+        "versions": versions() | more_versions,
+    }
+    save("finetune", known["results"] | {part: own}, {})
+
+
 def main() -> None:
     """Measure and write."""
     argparse.ArgumentParser(description=__doc__).parse_args()
@@ -150,7 +173,7 @@ def main() -> None:
     rows = [compare(name, make(), (3, nets.SIDE, nets.SIDE)) for name, make in nets.NETS.items()]
     rows.append(scoring(resnet50(), (3, 224, 224)))
     settings = {"batch": BATCH, "steps": STEPS, "threads": 1}
-    save("finetune", rows, settings, {"torch": torch.__version__})
+    keep_part("cost", rows, settings, {"torch": torch.__version__})
     columns = ("what", "native_s", "own_s", "ratio")
     show("CPU seconds, medians", columns, [[row[c] for c in columns] for row in rows])
 

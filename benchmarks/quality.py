@@ -18,7 +18,7 @@ import argparse
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,9 +34,11 @@ from benchmarks.quality_makers import (
     SEEDED,
     TORCH,
     TORCH_SCOPES,
+    Maker,
     offered,
 )
 from benchmarks.quality_nets import (
+    ROWS,
     SEEDS,
     Net,
     Request,
@@ -61,10 +63,17 @@ TUNED = {0.5: 2}  # how many of Torch-Pruning's criteria, the best at each targe
 class Measurements:
     """Rows of one net; asks for what is missing."""
 
-    def __init__(self, subject: Net, again: bool, known_at: str = "") -> None:
-        self.net, self.idle = subject, bool(known_at)
+    def __init__(
+        self,
+        subject: Net,
+        again: bool,
+        known_at: str = "",
+        makers: Mapping[str, Maker] = MAKERS,
+        path: Path = ROWS,
+    ) -> None:
+        self.net, self.idle, self.makers, self.path = subject, bool(known_at), makers, path
         self.commit = known_at or commit()
-        known = [] if again else [row for row in read_rows() if row.digest == subject.digest]
+        known = [] if again else [row for row in read_rows(path) if row.digest == subject.digest]
         self.rows = {row.key: row for row in known}
 
     def get(self, requests: Iterable[Request], images: int) -> list[Row]:
@@ -73,7 +82,7 @@ class Measurements:
         Idle, it leaves out what is not known.
         """
         wanted = list(dict.fromkeys(requests))
-        for tool, maker in MAKERS.items():
+        for tool, maker in self.makers.items():
             missing = [
                 request
                 for request in wanted
@@ -84,7 +93,7 @@ class Measurements:
                     for request, made in maker(self.net, missing, Path(folder)):
                         row = self.net.measured(request, made, images, self._commit(request))
                         self.rows[row.key] = row
-                        add_row(row)
+                        add_row(row, self.path)
                         print(_line(row), flush=True)
         keys = [self._key(request, images) for request in wanted]
         return [self.rows[key] for key in keys if key in self.rows]
@@ -116,13 +125,13 @@ def measure_rival(
     best: dict[tuple[str, float], Row] = {}
     for row in found.get(asked, SCREENED):
         key = row.request.criterion, row.request.target
-        if key not in best or _rank(row) > _rank(best[key]):
+        if key not in best or rank(row) > rank(best[key]):
             best[key] = row
     finals: list[Request] = []
     others: list[Row] = []
     for target in TARGETS:
         screened = [best[c, target] for c in criteria if (c, target) in best]
-        ranked = sorted(screened, key=_rank, reverse=True)
+        ranked = sorted(screened, key=rank, reverse=True)
         others += ranked[FINALISTS:]
         for request in (row.request for row in ranked[:FINALISTS]):
             seeded = request.criterion in SEEDED or "wanda" in request.criterion
@@ -134,7 +143,7 @@ def measure_tuned(found: Measurements, rows: Sequence[Row]) -> list[Row]:
     """Torch-Pruning's best at each target, after a short training with labels, at its best rate."""
     requests = []
     for target, count in TUNED.items():
-        ranked = sorted(_at(rows, target), key=_rank, reverse=True)
+        ranked = sorted(_at(rows, target), key=rank, reverse=True)
         best: dict[str, Request] = {}
         for row in ranked:
             best.setdefault(row.request.criterion, row.request)
@@ -162,7 +171,7 @@ def table(subject: Net, rows: Sequence[Row]) -> list[list[object]]:
 
 def best_tuned(rows: Sequence[Row]) -> list[Row]:
     """The best of all at each target."""
-    return [max(_at(rows, target), key=_rank) for target in TARGETS if _at(rows, target)]
+    return [max(_at(rows, target), key=rank) for target in TARGETS if _at(rows, target)]
 
 
 def _cell(rows: Sequence[Row]) -> str:
@@ -181,7 +190,7 @@ def _at(rows: Sequence[Row], target: float) -> list[Row]:
     return [row for row in rows if row.request.target == target and row.accuracy is not None]
 
 
-def _rank(row: Row) -> float:
+def rank(row: Row) -> float:
     """Accuracy; a file that misses the MACs by much counts for less than any that meets them."""
     if row.accuracy is None or row.left is None:
         return -2.0

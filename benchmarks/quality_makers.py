@@ -97,13 +97,13 @@ def torch_pruning(
     net: Subject, requests: Sequence[Request], folder: Path
 ) -> Iterator[tuple[Request, Made]]:
     """Prune with Torch-Pruning, all requests in one child."""
-    python = _python("torch")
+    python = child_python("torch")
     jobs: list[dict[str, Any]] = [
         {"file": f"torch_{i}.onnx"}
         | {name: value for name, value in asdict(request).items() if name != "tool"}
         for i, request in enumerate(requests)
     ]
-    made = _child(python, [net.name], "quality_torch", net, jobs, folder)
+    made = run_jobs(python, [net.name], "quality_torch", net, jobs, folder)
     yield from zip(requests, made, strict=True)
 
 
@@ -121,7 +121,7 @@ def onnxsim(
             ladders[key] = _ladder(net, key, folder)
         nearest = min(ladders[key], key=lambda at: abs(at[1] - request.target), default=(0.0, 1.0))
         jobs.append(_job(f"sim_{len(jobs)}.onnx", request, nearest[0]))
-    made = _child(_python("onnxsim"), [], "quality_onnxsim", net, jobs, folder)
+    made = run_jobs(child_python("onnxsim"), [], "quality_onnxsim", net, jobs, folder)
     yield from zip(requests, made, strict=True)
 
 
@@ -135,7 +135,7 @@ def _ladder(net: Subject, key: tuple[str, str, int], folder: Path) -> list[tuple
     if not kept.exists():
         asked = [Request("onnxsim", key[0], scope, seed, 0.0)] * len(LADDER)
         jobs = [_job(f"step_{i}.onnx", r, LADDER[i]) for i, r in enumerate(asked)]
-        found = list(_child(_python("onnxsim"), [], "quality_onnxsim", net, jobs, folder))
+        found = list(run_jobs(child_python("onnxsim"), [], "quality_onnxsim", net, jobs, folder))
         shares = [
             (ratio, onnxprune_macs(made.path) / net.macs)
             for ratio, made in zip(LADDER, found, strict=True)
@@ -157,7 +157,7 @@ def _job(file: str, request: Request, ratio: float) -> dict[str, Any]:
     }
 
 
-def _child(
+def run_jobs(
     python: Path, first: list[str], module: str, net: Subject, jobs: list[Any], folder: Path
 ) -> list[Made]:
     """Run a child over its jobs; what it did not come to failed with what the child died of."""
@@ -188,7 +188,8 @@ def _child(
     return found
 
 
-def _python(rival: str) -> Path:
+def child_python(rival: str) -> Path:
+    """The interpreter of a rival; without one the benchmark ends."""
     python = venv_python(rival)
     if python is None:
         sys.exit(f"{rival} has no venv: run python -m benchmarks.rivals {rival} first")

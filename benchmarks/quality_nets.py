@@ -163,17 +163,17 @@ def commit() -> str:
     return git("log", "-1", "--format=%h") + ("+" if git("status", "--porcelain") else "")
 
 
-def read_rows() -> list[Row]:
+def read_rows(path: Path = ROWS) -> list[Row]:
     """All rows of earlier runs."""
-    if not ROWS.exists():
+    if not path.exists():
         return []
-    lines = [json.loads(line) for line in ROWS.read_text("utf-8").splitlines()]
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     return [Row(**(line | {"request": Request(**line["request"])})) for line in lines]
 
 
-def add_row(row: Row) -> None:
+def add_row(row: Row, path: Path = ROWS) -> None:
     """Append a row."""
-    with ROWS.open("a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(row)) + "\n")
 
 

@@ -3,9 +3,10 @@
     python -m benchmarks.quality_torch NET FOLDER REPORT
 
 FOLDER holds `net.pt`, the jobs `jobs.json` and the calibration images `calib_SEED.npz` (`image`,
-`label`). Each job is {"file", "criterion", "scope", "seed", "target", "steps", "rate"}: the net is
-pruned to the share `target` of its MACs, as near as whole channels allow, and tuned for `steps`
-batches with labels; FILE and one line of FOLDER/done.jsonl are written.
+`label`). Each job is {"file", "criterion", "scope", "seed", "target", "steps", "rate", "data"}: the
+net is pruned to the share `target` of its MACs, as near as whole channels allow, and tuned for
+`steps` batches with labels, those of `data` (an .npz of `x` and `y`) where it is given, else
+augmented training images; FILE and one line of FOLDER/done.jsonl are written.
 
 Gradients are taken once, of the whole net, as averages over all calibration images: Torch-Pruning's
 own Hessian forgets all samples but the last (its counter asks for a name, and stores a parameter).
@@ -14,7 +15,7 @@ own Hessian forgets all samples but the last (its counter asks for a name, and s
 import argparse
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ class Job:
     target: float
     steps: int = 0
     rate: float = 0.0
+    data: str = ""
 
 
 def main() -> None:
@@ -149,8 +151,7 @@ def prepare(net: Any, job: Job, folder: Path) -> None:
 
 
 def tune(net: Any, job: Job) -> None:
-    """A short fine-tune with labels on augmented training images: one cycle of the rate."""
-    data = cifar.images("train")
+    """A short fine-tune with labels: one cycle of the rate."""
     if any(isinstance(layer, Encoder) for layer in net.modules()):
         optimizer: Any = torch.optim.AdamW(net.parameters(), job.rate, weight_decay=5e-2)
     else:
@@ -158,17 +159,28 @@ def tune(net: Any, job: Job) -> None:
             net.parameters(), job.rate, momentum=0.9, weight_decay=5e-4, nesterov=True
         )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, job.rate, total_steps=job.steps)
-    order = torch.randperm(len(data.labels)).numpy()
     net.train()
-    for step in range(job.steps):
-        chosen = order[step * BATCH : (step + 1) * BATCH]
-        x = torch.from_numpy(cifar.normalised(augmented(data.pixels[chosen])))
-        loss = functional.cross_entropy(net(x), torch.from_numpy(data.labels[chosen]))
+    for x, y in batches(job):
+        loss = functional.cross_entropy(net(torch.from_numpy(x)), torch.from_numpy(y))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
         optimizer.step()
         schedule.step()
+
+
+def batches(job: Job) -> Iterator[tuple[Any, Any]]:
+    """Inputs and labels of each step: in the order of `data`, else augmented training images."""
+    if job.data:
+        with np.load(job.data) as file:
+            x, y = file["x"], file["y"]
+        yield from zip(np.split(x, job.steps), np.split(y, job.steps), strict=True)
+        return
+    data = cifar.images("train")
+    order = torch.randperm(len(data.labels)).numpy()
+    for step in range(job.steps):
+        chosen = order[step * BATCH : (step + 1) * BATCH]
+        yield cifar.normalised(augmented(data.pixels[chosen])), data.labels[chosen]
 
 
 def macs(net: Any) -> int:

@@ -115,6 +115,7 @@ def distill(
     plan: Plan | str | Path | None = None,
     temperature: float = Lesson.temperature,
     depth: float = Lesson.depth,
+    attention: float = Lesson.attention,
     labels: float = Lesson.labels,
     loss: str = LOSS,
     augment: Sequence[str] = (),
@@ -138,12 +139,13 @@ def distill(
             compared where it is narrower; without it, those that are as wide are.
         temperature: of class scores.
         depth: the weight of values inside the graph beside the outputs'; 0 looks at outputs alone.
+        attention: the weight of attention maps, of the heads that are left.
         labels: the share of the labels' loss.
         loss: of the labels.
         augment: what is done to samples, for the teacher and the student alike: ``shift`` and
             ``flip`` pictures, ``mix`` samples with others.
     """
-    lesson = Lesson(temperature, depth, labels, loss, tuple(augment))
+    lesson = Lesson(temperature, depth, attention, labels, loss, tuple(augment))
     lesson.check()
     how = training(options, seed)
     rows, pictures = every_rule(rules), pictures or Pictures()

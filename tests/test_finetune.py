@@ -73,7 +73,9 @@ def killer(step: int) -> Any:
     return tell
 
 
-@pytest.mark.parametrize("options", [{}, {"ema": 0.9}, {"optimizer": "sgd", "clip": None}])
+@pytest.mark.parametrize(
+    "options", [{}, {"ema": 0.9}, {"relative": True}, {"optimizer": "sgd", "clip": None}]
+)
 @pytest.mark.parametrize("step", [4, 6, 7, 13])
 def test_a_kill_loses_nothing(tmp_path: Path, options: dict[str, Any], step: int) -> None:
     """Broken off after any step and run again, it ends with the same weights, log and figures."""
@@ -139,6 +141,24 @@ def test_a_fixed_batch_is_trained_several_at_a_time() -> None:
     for name, value in weights(one).items():
         single, joined = (np.frombuffer(v, np.float32) for v in (value, weights(many)[name]))
         np.testing.assert_allclose(single, joined, rtol=1e-3, atol=1e-5)
+
+
+def test_a_relative_rate_is_a_share_of_each_weight() -> None:
+    """Adam's first step changes every number by the rate; of what is 0, by its least size."""
+    proto = classifier()
+    for tensor, factor in zip(proto.graph.initializer, (0.01, 0.0, 1.0, 1.0), strict=True):
+        scaled = onnx.numpy_helper.to_array(tensor) * np.float32(factor)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(scaled, tensor.name))
+    own: dict[str, Any] = {"schedule": "constant", "warmup": 0.0, "weight_decay": 0.0, "steps": 1}
+    better, _ = onnxprune.finetune(proto, train=data(), relative=True, lr=0.03, threads=1, **own)
+    seen = set()
+    for before, after in zip(proto.graph.initializer, better.graph.initializer, strict=True):
+        start, end = (onnx.numpy_helper.to_array(t).astype(np.float64) for t in (before, after))
+        if before.data_type == onnx.TensorProto.FLOAT:
+            size = np.sqrt(np.mean(start**2))
+            seen.add(size > 1e-3)
+            assert np.abs(end - start).max() == pytest.approx(0.03 * max(size, 1e-3), rel=1e-3)
+    assert seen == {True, False}
 
 
 def test_a_running_mean_follows_the_weights() -> None:
@@ -234,6 +254,7 @@ def test_norms_are_unfolded_while_training() -> None:
         ({"warmup": 1.0}, "warmup is 1: it must be from 0 to below 1"),
         ({"optimizer": "lion"}, "optimizer 'lion' is not known: choose adamw, sgd"),
         ({"freeze": True, "unfold": True}, "unfold puts in norms that freeze would not let move"),
+        ({"relative": True, "optimizer": "sgd"}, "relative is for adamw, .* the optimizer is sgd"),
     ],
 )
 def test_settings_that_make_no_sense(options: dict[str, Any], message: str) -> None:
@@ -365,6 +386,47 @@ def test_a_student_comes_nearer_its_teacher(
     assert [t.dims for t in better.graph.initializer] == [t.dims for t in small.graph.initializer]
 
 
+@pytest.mark.parametrize("freeze", [False, True])
+def test_samples_are_changed_in_each_step_and_never_to_judge(
+    taught: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch, freeze: bool
+) -> None:
+    """Frozen norms leave the module in evaluation; its samples are new ones nevertheless."""
+    from onnxprune.training import distilling
+    from onnxprune.training.augments import augmented
+
+    changed: list[bool] = []
+
+    def counted(batch: Any, names: Any) -> Any:
+        changed.append(torch.is_grad_enabled())
+        return augmented(batch, names)
+
+    monkeypatch.setattr(distilling, "augmented", counted)
+    small, _ = pruned(taught)
+    own = {**QUICK, "epochs": 3, "freeze": freeze, "augment": ("mix",)}
+    _, found = onnxprune.distill(small, teacher=taught, data={"x": data()["x"]}, **own)
+    assert changed == [True] * found.steps
+
+
+@pytest.mark.parametrize(("count", "batch", "held"), [(384, 128, 48), (10, 128, 1), (1, 128, 1)])
+def test_an_eighth_of_the_samples_is_held_out_whatever_the_batch(
+    count: int, batch: int, held: int
+) -> None:
+    """No sample is in both, and none in neither; a single one is."""
+    from onnxprune.calibration import batches
+    from onnxprune.files import load
+    from onnxprune.pictures import Pictures
+    from onnxprune.training.stream import held_out
+
+    model = load(classifier())
+    x = {"x": data(count)["x"]}
+    both = held_out(batches(x, model, Pictures(), samples=None, batch=batch))
+    train, own = ([i for part in each.parts for i in part] for each in both)
+    assert len(own) == held
+    assert all(len(part) <= batch for each in both for part in each.parts)
+    assert sorted({*train, *own}) == list(range(count))
+    assert not set(train) & set(own) or count == 1
+
+
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(taught: onnx.ModelProto) -> None:
     own = {**QUICK, "optimizer": "sgd", "weight_decay": 0.0}  # Adam takes rounding for a gradient
     _, found = onnxprune.distill(taught, teacher=taught, data={"x": data()["x"]}, **own)
@@ -409,6 +471,76 @@ def test_features_are_the_channels_that_survived() -> None:
     assert set(narrow) < set(names)
 
 
+def attending() -> onnx.ModelProto:
+    """Two heads of width 3 on (2, 5, 4): y = softmax(q k) v, and what is read of it."""
+    from tests.graphs import model, node, weight
+
+    nodes, weights = [], {}
+    for i, name in enumerate(("q", "k", "v")):
+        weights[f"w_{name}"] = weight(i, 4, 6) * 4
+        nodes += [
+            node("MatMul", f"x w_{name}", f"flat_{name}"),
+            node("Reshape", f"flat_{name} split", f"own_{name}"),
+            node(
+                "Transpose", f"own_{name}", name, perm=[0, 2, 3, 1] if name == "k" else [0, 2, 1, 3]
+            ),
+        ]
+    weights |= {"w_o": weight(4, 6, 4)}
+    nodes += [
+        node("MatMul", "q k", "logits"),
+        node("Softmax", "logits", "map", axis=-1),
+        node("MatMul", "map v", "mixed"),
+        node("Transpose", "mixed", "back", perm=[0, 2, 1, 3]),
+        node("Reshape", "back join", "joined"),
+        node("MatMul", "joined w_o", "y"),
+    ]
+    proto = model(nodes, {"x": (2, 5, 4)}, {"y": (2, 5, 4)}, weights)
+    for name, value in (("split", [0, 0, 2, 3]), ("join", [0, 0, 6])):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value), name))
+    return proto
+
+
+def test_attention_maps_are_those_of_the_heads_that_survived() -> None:
+    """A student with one head of two, and its teacher's weights, has its maps; another has not."""
+    from onnxprune.choosing import analyse
+    from onnxprune.files import load
+    from onnxprune.full import kept_part
+    from onnxprune.passes.shrink import shrink
+    from onnxprune.training import distilling
+    from onnxprune.training.stream import Batch
+
+    coupling = analyse(load(attending()), {})
+    heads = next(g for g in coupling.groups if g.size == 2)
+    x = {"x": np.random.default_rng(0).standard_normal((2, 5, 4)).astype(np.float32)}
+    losses = []
+    for kept, told in (((False, True),) * 2, ((True, False), (False, True))):
+        keep, taught = ({heads.factor: np.array(own)} for own in (kept, told))
+        small = load(shrink(coupling, keep))
+        module = onnxprune.bridge(small.proto)
+
+        def part(name: str, value: Any, taught: Any = taught) -> Any:
+            return kept_part(coupling, taught, name, value)
+
+        assert distilling.attention_maps(small, module, coupling.model, part) == ["map"]
+        assert not distilling.attention_maps(small, module, coupling.model, distilling.whole)
+        both = []
+        for share in (0.0, 2.0):
+            lesson = distilling.Lesson(depth=0.0, attention=share)
+            _, plain = distilling.learning(small, module, coupling.model, lesson, part)
+            with torch.no_grad():
+                both.append(
+                    float(plain(module, {"x": torch.from_numpy(x["x"])}, Batch(x, np.zeros(2), ())))
+                )
+        losses.append((both[1] - both[0]) / 2)
+    assert abs(losses[0]) < 1e-6
+    assert losses[1] > 0.1
+    own, wanted = (torch.softmax(torch.randn(3, 4, 5), -1) for _ in range(2))
+    expected = (wanted * (wanted / own).log()).sum(-1).mean()
+    assert distilling._strayed(own, wanted) == pytest.approx(float(expected), rel=1e-5)
+    certain = torch.eye(5)[None]
+    assert torch.isfinite(distilling._strayed(certain, certain.flip(-1)))
+
+
 def test_what_distillation_refuses(taught: onnx.ModelProto) -> None:
     small, x = classifier(), {"x": data()["x"]}
     other = classifier()
@@ -418,6 +550,7 @@ def test_what_distillation_refuses(taught: onnx.ModelProto) -> None:
     for option, message in (
         ({"temperature": 0.0}, "temperature is 0: it must be above 0"),
         ({"depth": -1.0}, "depth is -1: it must be 0 or more"),
+        ({"attention": -1.0}, "attention is -1: it must be 0 or more"),
         ({"labels": 2.0}, "labels is 2: it is a share, from 0 to 1"),
         ({"augment": ("turn",)}, "augment 'turn' is not known: choose of flip, mix, shift"),
         ({"augment": ("mix",), "labels": 0.5}, "mixed samples have no labels"),

@@ -42,6 +42,10 @@ Depth = Annotated[
     float,
     option("--depth", TRAINING, "Weight of values inside the graph beside the outputs'; 0 is off."),
 ]
+Attention = Annotated[
+    float,
+    option("--attention", TRAINING, "Weight of attention maps, of the heads that are left."),
+]
 Labels = Annotated[
     float, option("--labels", TRAINING, "The share of the labels' loss; 0: there are no labels.")
 ]
@@ -78,6 +82,10 @@ _OPTIONS: Final[Mapping[str, tuple[Any, Any]]] = {
     "lr": (
         _one(float | None, "--lr", "Largest learning rate (default: 1e-3, of sgd 1e-2)."),
         None,
+    ),
+    "relative": (
+        _one(bool, "--relative", "The rate is a share of each weight's size (default: 1e-2)."),
+        False,
     ),
     "optimizer": (_one(str | None, "--optimizer", "adamw (the default) or sgd."), None),
     "schedule": (
@@ -126,7 +134,7 @@ _OPTIONS: Final[Mapping[str, tuple[Any, Any]]] = {
 def _given(found: Mapping[str, Any]) -> dict[str, Any]:
     """Options that were given, as arguments of the library; and how to show the result."""
     given = arguments(found)
-    for name in ("amp", "freeze", "unfold"):
+    for name in ("amp", "freeze", "relative", "unfold"):
         if not given[name]:
             del given[name]
     given["rules"] = options.rules_of(given.pop("rule"))
@@ -163,6 +171,7 @@ def distill(
     plan: KeptPlan = None,
     temperature: Temperature = 4.0,
     depth: Depth = 1.0,
+    attention: Attention = 0.0,
     labels: Labels = 0.0,
     loss: Loss = "cross-entropy",
     augment: Augment = "",
@@ -172,7 +181,7 @@ def distill(
     """Train a pruned model to say what its original says, without labels."""
     own = {"teacher": teacher, "data": inputs, "plan": plan, "temperature": temperature}
     own["augment"] = tuple(part for part in augment.split(",") if part)
-    own |= {"depth": depth, "labels": labels, "loss": loss}
+    own |= {"depth": depth, "attention": attention, "labels": labels, "loss": loss}
     _run("distill", model, own, given, (inputs, str(teacher)))
 
 

@@ -7,7 +7,9 @@ student learns
   (Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015);
 - its other outputs, by their squared error as a share of their mean square;
 - values inside the graph, in the same way: those that both have under one name, and of these the
-  channels that the smaller one kept.
+  channels that the smaller one kept;
+- its attention maps, of the heads that it kept, by the divergence of their rows (Wang et al. 2020,
+  MiniLM, without its relations of values).
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.full import kept_part
 from onnxprune.model import Array, Model
 from onnxprune.plan import Keep
-from onnxprune.rules.tables import ADDS, LINEAR
+from onnxprune.rules.tables import ADDS, LINEAR, PROBABILITIES
 from onnxprune.runtime import Feeds
 from onnxprune.torch_bridge import bridge
 from onnxprune.torch_bridge.at import Tensor, tensor
@@ -109,9 +111,35 @@ def features(student: Model, module: Any, teacher: Model, kept: Kept) -> list[st
         own = [name for name in own if _fits(name, student, teacher, kept)]
         own = [name for name in own if name not in student.outputs]
         if len(own) > 1:
-            places = np.unique(np.linspace(0, len(own) - 1, FEATURES).round().astype(int))
-            return [own[place] for place in places]
+            return _spread(own)
     return []
+
+
+def attention_maps(student: Model, module: Any, teacher: Model, kept: Kept) -> list[str]:
+    """What a Softmax gives and a product reads, (..., queries, keys), evenly spread.
+
+    Rows that lost keys are no distributions any more: such maps are left out.
+    """
+    made = {name for step in module.program.steps for name in step.outputs}
+    read = {name for node in student.nodes if node.op in LINEAR for name in node.inputs}
+    own = [n.outputs[0] for n in student.nodes if n.op in PROBABILITIES]
+    shapes = teacher.samples[0].shapes
+    return _spread(
+        [
+            name
+            for name in own
+            if name in made & read
+            and len(shapes.get(name) or ()) > 2
+            and (shapes[name] or ())[-1] == (student.samples[0].shapes[name] or ())[-1]
+            and _fits(name, student, teacher, kept)
+        ]
+    )
+
+
+def _spread(names: Sequence[str]) -> list[str]:
+    """At most so many of them."""
+    places = np.unique(np.linspace(0, len(names) - 1, FEATURES).round().astype(int))
+    return [names[place] for place in places] if names else []
 
 
 def _fits(name: str, student: Model, teacher: Model, kept: Kept) -> bool:
@@ -131,6 +159,7 @@ class Lesson:
     Attributes:
         temperature: of class scores.
         depth: the weight of values inside the graph, beside the outputs'.
+        attention: the weight of attention maps.
         labels: the share of the labels' loss, 0 without labels.
         loss: of labels.
         augment: names in ``AUGMENTS``: what is done to samples, which the teacher then sees, too.
@@ -138,6 +167,7 @@ class Lesson:
 
     temperature: float = 4.0
     depth: float = 1.0
+    attention: float = 0.0
     labels: float = 0.0
     loss: str = "cross-entropy"
     augment: tuple[str, ...] = ()
@@ -150,8 +180,9 @@ class Lesson:
         """
         if not self.temperature > 0:
             raise OnnxPruneError(f"temperature is {self.temperature:g}: it must be above 0")
-        if not self.depth >= 0:
-            raise OnnxPruneError(f"depth is {self.depth:g}: it must be 0 or more")
+        for name in ("depth", "attention"):
+            if not getattr(self, name) >= 0:
+                raise OnnxPruneError(f"{name} is {getattr(self, name):g}: it must be 0 or more")
         for name in self.augment:
             if name not in AUGMENTS:
                 raise OnnxPruneError(
@@ -186,7 +217,7 @@ def distillation(
     """
     _check_same(student, teacher)
     kept: Kept = whole if plan is None else partial(kept_part, *plan)
-    task = learning(student, bridge(student, rows), teacher, lesson, kept)
+    task, plain = learning(student, bridge(student, rows), teacher, lesson, kept)
     quiet = Stream(held, max(map(len, held.parts)), 0)
 
     def judge(module: Any) -> float:
@@ -195,7 +226,7 @@ def distillation(
         with torch.no_grad():
             for part in held.parts:
                 batch = quiet.read(part)
-                losses.append(float(task(module, on(batch.feeds, device), batch)))
+                losses.append(float(plain(module, on(batch.feeds, device), batch)))
         return -sum(losses) / len(losses)
 
     return task, judge
@@ -218,20 +249,18 @@ def _check_same(student: Model, teacher: Model) -> None:
 
 def learning(
     student: Model, module: Any, teacher: Model, lesson: Lesson, kept: Kept = whole
-) -> Task:
-    """The task of a lesson."""
+) -> tuple[Task, Task]:
+    """The task of a lesson, on changed samples where it says so; and on samples as they are."""
     reads = score_names(module)
     inner = features(student, module, teacher, kept) if lesson.depth else []
-    names = sorted({*reads.values(), *inner})
+    maps = attention_maps(student, module, teacher, kept) if lesson.attention else []
+    names = sorted({*reads.values(), *inner, *maps})
     own = Teacher(teacher, names, kept)
     classes = {name for name in reads.values() if _is_scores(name, student)}
     function = loss_of(lesson.loss)
 
-    def task(module: Any, feeds: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    def plain(module: Any, feeds: Mapping[str, Tensor], batch: Batch) -> Tensor:
         device = next(iter(feeds.values())).device
-        if lesson.augment and module.training:
-            batch = augmented(batch, lesson.augment)
-            feeds = on(batch.feeds, device)
         found = module.run(feeds, names)
         wanted = {n: tensor(v).to(device) for n, v in own.says(batch).items()}
         total = torch.zeros((), device=device)
@@ -242,13 +271,19 @@ def learning(
         for name in inner:
             missed = _missed(found[name], wanted[name], 1.0)
             total = total + lesson.depth / len(inner) * missed
+        for name in maps:
+            total = total + lesson.attention / len(maps) * _strayed(found[name], wanted[name])
         if lesson.labels:
             outputs = {name: found[read] for name, read in reads.items()}
             told = function(outputs, label_tensor(batch.labels).to(device))
             total = (1 - lesson.labels) * total + lesson.labels * told
         return total
 
-    return task
+    def task(module: Any, feeds: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        changed = augmented(batch, lesson.augment)
+        return plain(module, on(changed.feeds, next(iter(feeds.values())).device), changed)
+
+    return (task if lesson.augment else plain), plain
 
 
 def _is_scores(name: str, model: Model) -> bool:
@@ -268,3 +303,10 @@ def _missed(own: Tensor, wanted: Tensor, _: float) -> Tensor:
     """The squared error, as a share of the mean square."""
     wanted = wanted.float()
     return F.mse_loss(own.float(), wanted) / (wanted * wanted).mean().clamp(min=1e-12)
+
+
+def _strayed(own: Tensor, wanted: Tensor) -> Tensor:
+    """The divergence of the rows of attention maps, the mean over all."""
+    floor = torch.finfo(torch.float32).tiny
+    logs = own.float().clamp(min=floor).log(), wanted.float().clamp(min=floor).log()
+    return (wanted.float() * (logs[1] - logs[0])).sum(-1).mean()

@@ -24,6 +24,7 @@ from onnxprune.training.world import ALONE, World
 Task = Callable[[Any, Mapping[str, Tensor], Batch], Tensor]  # module, feeds, batch -> loss
 Judge = Callable[[Any], float]  # of a module, larger is better
 Progress = Callable[[str], None]
+LEAST_SIZE: Final = 1e-3  # of a tensor, for relative rates
 COLUMNS: Final = ("step", "epoch", "lr", "loss", "gradient", "score", "seconds")
 
 
@@ -116,7 +117,7 @@ class Loop:
         """One step of the optimizer, on one batch or several; the mean of the loss over all."""
         rate, device = self.how.rate(state.step, total), next(self.module.parameters()).device
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["size"]
         self.module.train(not self.how.freeze)
         optimizer.zero_grad()
         loss_sum = 0.0
@@ -209,14 +210,25 @@ def _optimizer(module: Any, how: Training) -> Any:
     own = [p for p in module.parameters() if p.requires_grad]
     if not own:
         raise OnnxPruneError("the model has no weights that can be trained")
-    groups = [
-        {"params": [p for p in own if p.ndim > 1], "weight_decay": how.weight_decay},
-        {"params": [p for p in own if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    decays = {True: how.weight_decay, False: 0.0}
+    if how.relative:
+        groups = [
+            {"params": [p], "weight_decay": decays[p.ndim > 1], "size": _size(p)} for p in own
+        ]
+    else:
+        groups = [
+            {"params": [p for p in own if (p.ndim > 1) == wide], "weight_decay": decay, "size": 1.0}
+            for wide, decay in decays.items()
+        ]
+        groups = [group for group in groups if group["params"]]
     if how.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=how.top, momentum=0.9, nesterov=True)
     return torch.optim.AdamW(groups, lr=how.top)
+
+
+def _size(p: Tensor) -> float:
+    """The root mean square, or what stands for it where there is next to nothing."""
+    return max(float(p.detach().float().square().mean().sqrt()), LEAST_SIZE)
 
 
 def _told(state: State) -> str:

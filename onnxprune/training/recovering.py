@@ -24,8 +24,8 @@ from onnxprune.training.stream import held_out
 from onnxprune.training.tuning import Plan, trained
 
 STEPS: Final = 120
-BATCH: Final = 128
-RATE: Final = 1e-3
+BATCH: Final = 64
+RATE: Final = 1e-2  # of each tensor's size
 # What is done to samples, which are few; docs/finetuning.md says what it is worth.
 PHOTOS: Final = ("flip", "mix", "shift")
 OTHERS: Final = ("mix",)
@@ -61,7 +61,7 @@ def distilled(
     student = views.view(small, teacher.folder, teacher.name)
     source, held = held_out(_gathered(feeds, student))
     lesson = Lesson(augment=PHOTOS if _are_photos(feeds[0]) else OTHERS)
-    how = Training(10**6, STEPS, RATE, batch_size=BATCH, freeze=True, seed=seed)
+    how = Training(10**6, STEPS, RATE, True, batch_size=BATCH, freeze=True, seed=seed)
     task, judge = distillation(student, teacher, lesson, (coupling, keep), held, rows)
     plan = Plan(student, task, source, how, {}, judge, rows=rows, progress=progress)
     proto, found, _ = trained(plan)

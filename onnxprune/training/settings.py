@@ -13,6 +13,7 @@ OPTIMIZERS: Final = ("adamw", "sgd")
 SCHEDULES: Final = ("cosine", "constant", "linear")
 DEVICES: Final = ("auto", "cpu", "cuda")
 RATES: Final = {"adamw": 1e-3, "sgd": 1e-2}
+RELATIVE: Final = 1e-2
 
 
 class TrainingOptions(TypedDict, total=False):
@@ -21,6 +22,7 @@ class TrainingOptions(TypedDict, total=False):
     epochs: int
     steps: int | None
     lr: float | None
+    relative: bool
     optimizer: str
     schedule: str
     warmup: float
@@ -44,7 +46,10 @@ class Training:
     Attributes:
         epochs: how often all samples are seen.
         steps: stop after so many steps, whatever the epochs; the schedule is made for these.
-        lr: the largest learning rate; 1e-3 for adamw, 1e-2 for sgd where None.
+        lr: the largest learning rate; 1e-3 for adamw, 1e-2 for sgd and for relative where None.
+        relative: times the size of each tensor (its root mean square at the start, at least 1e-3):
+            how large weights are differs from one model to another, and where norms were folded
+            from layer to layer (Shazeer and Stern 2018, Adafactor). It is for adamw.
         optimizer: ``adamw``, or ``sgd`` (with Nesterov's momentum 0.9).
         schedule: how the rate falls after warm-up: ``cosine``, ``linear`` (to 0), ``constant``.
         warmup: the share of the steps in which it rises.
@@ -65,6 +70,7 @@ class Training:
     epochs: int = 10
     steps: int | None = None
     lr: float | None = None
+    relative: bool = False
     optimizer: str = "adamw"
     schedule: str = "cosine"
     warmup: float = 0.05
@@ -89,6 +95,11 @@ class Training:
         """
         if self.freeze and self.unfold:
             raise OnnxPruneError("unfold puts in norms that freeze would not let move: give one")
+        if self.relative and self.optimizer != "adamw":
+            raise OnnxPruneError(
+                f"relative is for adamw, whose steps are as large as the rate: the optimizer is "
+                f"{self.optimizer}"
+            )
         for name in ("epochs", "steps", "batch_size", "patience", "threads", "checkpoint_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -112,7 +123,8 @@ class Training:
     @property
     def top(self) -> float:
         """The largest learning rate."""
-        return RATES[self.optimizer] if self.lr is None else self.lr
+        default = RELATIVE if self.relative else RATES[self.optimizer]
+        return default if self.lr is None else self.lr
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of a step, of so many."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -90,13 +90,24 @@ class Stream:
 
 
 def held_out(source: Batches, share: float = 0.125) -> tuple[Batches, Batches]:
-    """Batches to train on, and at least one to judge by; of a single one both are all."""
-    count = len(source.parts)
-    if count < 2:
+    """Samples to train on, and at least one to judge by; of a single one both are all.
+
+    Where samples may not be put together anew, whole batches are held back.
+    """
+    form, width = source.form, max(map(len, source.parts))
+    free = source.samples.kinds is None and not form.whole and form.batch is None
+    units = [(i,) for part in source.parts for i in part] if free else list(source.parts)
+    if len(units) < 2:
         return source, source
-    kept = max(1, round(share * count))
-    parts: Any = source.parts
-    return (
-        Batches(source.samples, source.form, parts[:-kept]),
-        Batches(source.samples, source.form, parts[-kept:]),
+    most = len(units) - max(1, round(share * len(units)))
+    train, held = (
+        Batches(source.samples, form, _joined(own, width) if free else own)
+        for own in (units[:most], units[most:])
     )
+    return train, held
+
+
+def _joined(units: Sequence[Sequence[int]], width: int) -> list[tuple[int, ...]]:
+    """Single samples as batches."""
+    indices = [i for unit in units for i in unit]
+    return [tuple(indices[i : i + width]) for i in range(0, len(indices), width)]
