@@ -9,15 +9,15 @@ store knows. A *layout* says which factors an axis is made of:
     OPAQUE        an axis of unknown size; whatever meets it is frozen
 
 ``Factors.split_at`` and ``Factors.unify`` discover the structure of a network by refinement;
-``mask``, ``count``, ``pull_back`` and ``solve`` then speak of kept indices. Sizes of 1 vanish from
+``mask``, ``count`` and ``pull_back`` then speak of kept indices. Sizes of 1 vanish from
 products and sizes of 0 from sums, so that each layout has one normal form.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 
@@ -35,6 +35,7 @@ from onnxprune.layouts import (
     flattened,
     leaves,
 )
+from onnxprune.masks import crossed
 
 __all__ = [
     "ONE",
@@ -62,6 +63,7 @@ class Factors:
         self._bound: dict[int, Layout] = {}
         self._reasons: dict[int, Reason] = {}
         self._mixing: set[int] = set()
+        self.rows: dict[int, int] = {}  # factors that may have a table, and what its rows are
 
     def __len__(self) -> int:
         return len(self._sizes)
@@ -268,7 +270,10 @@ class Factors:
         ]
 
     def mask(self, layout: Layout, keep: Mapping[int, Mask]) -> Mask:
-        """The kept indices (size,) of an axis, given those of factors (absent: all)."""
+        """The kept indices (size,) of an axis, given those of factors (absent: all).
+
+        Of an axis that is a factor with a table, this table (rows, size).
+        """
         return self._mask(self.normal(layout), keep)
 
     def _mask(self, layout: Layout, keep: Mapping[int, Mask]) -> Mask:
@@ -276,10 +281,12 @@ class Factors:
             found = keep.get(layout)
             return np.ones(self._sizes[layout], bool) if found is None else found
         if isinstance(layout, Product):
-            mask = np.ones(1, bool)
-            for part in layout.parts:
-                mask = np.logical_and.outer(mask, self._mask(part, keep)).reshape(-1)
-            return mask
+            masks = [self._mask(part, keep) for part in layout.parts]
+            rows = [
+                layout.parts.index(self.rows[part]) if isinstance(part, int) and m.ndim > 1 else None
+                for part, m in zip(layout.parts, masks, strict=True)
+            ]
+            return crossed(masks, rows)
         assert isinstance(layout, Sum), "an opaque axis has no mask"
         parts = [self._mask(part, keep) for part in layout.parts]
         return np.concatenate(parts) if parts else np.ones(0, bool)
@@ -304,38 +311,22 @@ class Factors:
         that vanish with it.
         """
         found: dict[int, Values] = {}
-        for factor, own in self._shares(layout, values, np.sum):
-            found[factor] = found[factor] + own if factor in found else own
-        return found
-
-    def solve(self, layout: Layout, mask: Mask) -> dict[int, Mask] | None:
-        """The factors' kept indices that give this mask (size,); None where there are none."""
-        found: dict[int, Mask] = {}
-        for factor, own in self._shares(layout, mask, np.any):
-            if factor in found and not np.array_equal(found[factor], own):
-                return None
-            found[factor] = own
-        return found if np.array_equal(self.mask(layout, found), mask) else None
-
-    def _shares(
-        self, layout: Layout, values: Any, combine: Callable[..., Any]
-    ) -> Iterator[tuple[int, Any]]:
-        """What of an axis' per-index values (size,) each place of a factor combines to."""
         todo = [(self.normal(layout), values)]
         while todo:
             part, own = todo.pop()
             if isinstance(part, int):
-                yield part, own
+                found[part] = found[part] + own if part in found else own
             elif isinstance(part, Product):
                 grid = own.reshape([self.size(p) for p in part.parts])
                 for axis, inner in enumerate(part.parts):
                     others = tuple(k for k in range(grid.ndim) if k != axis)
-                    todo.append((inner, combine(grid, axis=others)))
+                    todo.append((inner, grid.sum(axis=others)))
             elif isinstance(part, Sum):
                 start = 0
                 for inner in part.parts:
                     todo.append((inner, own[start : start + self.size(inner)]))
                     start += self.size(inner)
+        return found
 
     def render(self, layout: Layout, names: Mapping[int, str]) -> str:
         """The layout in the rule notation with sizes: ``(head:12 dim:64)``, ``a:58+b:58``."""

@@ -15,9 +15,10 @@ from onnxprune.alignment import alignment
 from onnxprune.axes import Mask, Values
 from onnxprune.budget import SCHEDULES, Budget, Options, Schedule, Stage, free_groups
 from onnxprune.cost import CostModel, cost_model
-from onnxprune.coupling import Coupling
+from onnxprune.coupling import Coupling, Group
 from onnxprune.errors import OnnxPruneError
 from onnxprune.latency import Latency, with_latency
+from onnxprune.masks import composed, kept_count
 from onnxprune.passes.couple import couple
 from onnxprune.passes.normalize import normalize
 from onnxprune.passes.recover import recover
@@ -27,6 +28,7 @@ from onnxprune.passes.shrink import shrink
 from onnxprune.rules import Row
 from onnxprune.runtime import Feeds
 from onnxprune.speed import Speed
+from onnxprune.tables import settled
 from onnxprune.timing import measured_latency
 from onnxprune.tuning import Tuned, Tuner, tune
 
@@ -178,7 +180,8 @@ class Chooser:
             self.last = self._before_last(budget)
         left = self.last.copy()
         self._select(left, steps, budget)
-        masks = {factor: mask for factor, mask in left.keep.items() if not mask.all()}
+        chosen = {factor: mask for factor, mask in left.keep.items() if not mask.all()}
+        masks = settled(self.coupling.factors, chosen)
         return masks, [_of_steps(note, own, steps) for note, own in left.notes.items()]
 
     def _before_last(self, budget: Budget) -> Left:
@@ -272,16 +275,25 @@ def _costs(coupling: Coupling, latency: Latency | None) -> CostModel:
 
 
 def _narrow(
-    coupling: Coupling, current: Coupling, chosen: Mapping[int, Mask], keep: Mapping[int, Mask]
+    coupling: Coupling, current: Coupling, chosen: Mapping[int, Mask], keep: dict[int, Mask]
 ) -> Iterator[str]:
     """Put the choice of one step into the masks of the whole; notes on groups that are lost."""
     own_groups = {group.name: group for group in current.groups}
+    before = dict(keep)
     for group in coupling.groups:
-        mask, own = keep[group.factor], own_groups.get(group.name)
-        if own is not None and own.factor in chosen:
-            mask[np.flatnonzero(mask)] = chosen[own.factor]
-        elif own is None and mask.sum() > 1:  # of one channel there is nothing to find
+        mask, own = before[group.factor], own_groups.get(group.name)
+        there = before.get(coupling.factors.rows.get(group.factor, -1), np.ones(group.rows, bool))
+        found = None if own is None else chosen.get(own.factor)
+        is_lost = own is None or (found is not None and not _fits(found, own, there))
+        if found is not None and not is_lost:
+            keep[group.factor] = composed(mask, found, there)
+        elif is_lost and kept_count(mask) > 1:  # of one channel there is nothing to find
             yield f"group '{group.name}' is not found again after a step, and loses no more"
+
+
+def _fits(found: Mask, own: Group, there: Mask) -> bool:
+    """Whether a choice has the rows that are left; what they are a part of may have changed."""
+    return found.ndim == 1 or len(found) == own.rows == int(there.sum())
 
 
 def _of_steps(note: str, own: Sequence[int], steps: int) -> str:

@@ -30,7 +30,9 @@ class Member:
 class Group:
     """A free factor and the parameters' axes that it occurs in.
 
-    ``mixing`` groups change what survives (norm statistics); all others are exact.
+    ``mixing`` groups change what survives (norm statistics); all others are exact. In ``rows`` rows
+    indices may differ, as many in each (see ``onnxprune.balance``); where that is more than 1 but
+    for a node, ``same`` says why not.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Group:
     size: int
     mixing: bool
     members: tuple[Member, ...] = field(repr=False)
+    rows: int = 1
+    same: Reason | None = None
 
 
 @dataclass(frozen=True, slots=True)

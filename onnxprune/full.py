@@ -15,6 +15,7 @@ from onnxprune.matching import fixed_part
 from onnxprune.model import Array, first_name
 from onnxprune.plan import Keep
 from onnxprune.shapes import stored
+from onnxprune.tables import by_rows
 from onnxprune.views import read_tensor
 
 
@@ -23,12 +24,19 @@ def kept_part(coupling: Coupling, keep: Keep, name: str, value: Any) -> Any:
     layouts, factors = coupling.layouts.get(name, ()), coupling.factors
     if not isinstance(value, np.ndarray) or value.ndim != len(layouts):
         return value
-    for axis, layout in enumerate(layouts):
-        if not isinstance(factors.normal(layout), Opaque):
-            mask = factors.mask(layout, keep)
-            if not mask.all():
-                mask = _repeated(factors, keep, layout, mask, value.shape[axis])
-                value = np.take(value, np.flatnonzero(mask), axis=axis)
+    masks = {
+        axis: factors.mask(layout, keep)
+        for axis, layout in enumerate(layouts)
+        if not isinstance(factors.normal(layout), Opaque)
+    }
+    lossy = [axis for axis, mask in masks.items() if not mask.all()]
+    for axis in sorted(lossy, key=lambda axis: -masks[axis].ndim):  # rows first, while all are there
+        mask = masks[axis]
+        if mask.ndim > 1:
+            value = _by_rows(coupling, layouts, axis, mask, value)
+        else:
+            mask = _repeated(factors, keep, layouts[axis], mask, value.shape[axis])
+            value = np.take(value, np.flatnonzero(mask), axis=axis)
     return value
 
 
@@ -41,10 +49,24 @@ def _repeated(factors: Factors, keep: Keep, layout: Layout, mask: Mask, size: in
     return np.tile(own, size // len(own))
 
 
+def _by_rows(
+    coupling: Coupling, layouts: tuple[Layout, ...], axis: int, table: Mask, value: Array
+) -> Array:
+    """What is left of an axis of which each row keeps other indices (rows, size)."""
+    place, own = by_rows(coupling.factors, layouts, axis, table)
+    moved = np.moveaxis(value, (place, axis), (0, 1))
+    left = moved[own].reshape(len(own), -1, *moved.shape[2:])
+    return np.moveaxis(left, (0, 1), (place, axis))
+
+
 def full_size(coupling: Coupling, keep: Keep, name: str, small: Array, base: Array) -> Array:
     """A parameter at full size: what is kept from ``small``, the rest from ``base``."""
     full = np.array(base)
     masks = [coupling.factors.mask(layout, keep) for layout in coupling.layouts[name]]
+    if any(mask.ndim > 1 for mask in masks):
+        places = kept_part(coupling, keep, name, np.arange(full.size).reshape(full.shape))
+        full.reshape(-1)[places] = small
+        return full
     full[np.ix_(*(np.flatnonzero(mask) for mask in masks))] = small
     return full
 

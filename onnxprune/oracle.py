@@ -27,6 +27,7 @@ from onnxprune.coupling import Bound, Coupling
 from onnxprune.model import Array, Model, Node, subgraphs
 from onnxprune.notation import Axis
 from onnxprune.plan import Keep
+from onnxprune.tables import by_rows
 
 FLOATS: Final = frozenset(
     {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
@@ -219,12 +220,9 @@ class _Writer:
 
     def multiply(self, bound: Bound, position: int, axis: int) -> list[onnx.NodeProto]:
         """``operand * mask``, the mask (size, 1, ...) broadcast on one axis."""
-        axes = bound.fit.operands[position]
-        assert axes is not None
-        mask = self.factors.mask(bound.layout(axes[axis], self.factors), self.keep)
+        mask, shape = self.spread(bound, position, axis)
         node, own = self.copy_of(bound.node), self.dtype(bound.node, position)
         kind = own if own in MULTIPLIED else TensorProto.INT32
-        shape = (-1, *[1] * (len(axes) - axis - 1))
         factor = self.constant(self.factor(mask, kind).reshape(shape))
         value = node.input[position]
         nodes = []
@@ -236,6 +234,22 @@ class _Writer:
             nodes.append(helper.make_node("Cast", list(nodes[-1].output), [self.fresh()], to=own))
         node.input[position] = nodes[-1].output[0]
         return nodes
+
+    def spread(self, bound: Bound, position: int, axis: int) -> tuple[Mask, tuple[int, ...]]:
+        """The mask of an axis, and the shape that it has to have to be multiplied with the operand.
+
+        Where each row keeps indices of its own, it has a row for each index of the axis of these.
+        """
+        axes = bound.fit.operands[position]
+        assert axes is not None
+        layouts = tuple(bound.layout(own, self.factors) for own in axes)
+        mask = self.factors.mask(layouts[axis], self.keep)
+        if mask.ndim == 1:
+            return mask, (-1, *[1] * (len(axes) - axis - 1))
+        place, mask = by_rows(self.factors, layouts, axis, mask)
+        shape = [1] * len(axes)
+        shape[place], shape[axis] = mask.shape
+        return (mask if place < axis else np.ascontiguousarray(mask.T)), tuple(shape)
 
     def factor(self, mask: Mask, kind: int) -> Array:
         """The mask as numbers of an element type, jittered where that is asked for."""

@@ -8,7 +8,9 @@ same names (an fp16 or QDQ twin):
      "initializers": {NAME: {"0": [kept indices], ...}}}
 
 ``initializers`` lists the axes that lose something, and is what a replay goes by; ``groups`` says
-the same once for each group. A Constant node goes by its output's name, one use of an un-shared
+the same once for each group. Where each row of another factor keeps indices of its own
+(``onnxprune.balance``), a group lists a list for each row, and so does an axis that is such a
+factor by itself: as long as the factor of the rows, as many indices in each. A Constant node goes by its output's name, one use of an un-shared
 initializer is ``NAME@OUTPUT:INDEX``. Where near-copies were merged, ``merge_seed`` is the seed with
 which a replay finds them again. ``recovered`` lists the parameters whose kept values were fitted
 afterwards: a plan does not carry these values, and a proof takes them from the pruned file.
@@ -25,17 +27,20 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from onnxprune.axes import Mask
+from onnxprune.axes import Factors, Layout, Mask
 from onnxprune.coupling import Coupling
 from onnxprune.errors import BadPlanError
+from onnxprune.masks import kept_count
+from onnxprune.tables import settled, solve
 
 Keep = Mapping[int, Mask]
 Indices = list[Annotated[int, Field(ge=0)]]
+Listed = Indices | list[Indices]
 
 
 def counts_of(keep: Keep) -> dict[int, int]:
-    """How many channels each factor keeps."""
-    return {factor: int(mask.sum()) for factor, mask in keep.items()}
+    """How many channels each factor keeps, in each of its rows."""
+    return {factor: kept_count(mask) for factor, mask in keep.items()}
 
 
 class ModelId(BaseModel):
@@ -51,7 +56,7 @@ class GroupPlan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     size: int
-    keep: Indices
+    keep: Listed
 
 
 class Plan(BaseModel):
@@ -61,7 +66,7 @@ class Plan(BaseModel):
     format: Literal[1] = 1
     model: ModelId = ModelId()
     groups: dict[str, GroupPlan] = {}
-    initializers: dict[str, dict[int, Indices]] = {}
+    initializers: dict[str, dict[int, Listed]] = {}
     merge_seed: int | None = None
     recovered: tuple[str, ...] = ()
     open_io: tuple[str, ...] = ()
@@ -98,7 +103,8 @@ def read_plan(path: Path) -> Plan:
         raise BadPlanError(f"the plan '{path}' can't be read: it is no UTF-8 text") from error
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        named = (str(part) for part in first["loc"])
+        where = ".".join(part for part in named if not part.startswith("list[")) or "the file"
         raise BadPlanError(f"'{path}' is no plan: {where}: {first['msg']}") from error
 
 
@@ -113,18 +119,19 @@ def make_plan(
         sha256: the digest of the model's file.
         merge_seed: the seed of merging, where removed near-copies are merged into kept channels.
     """
+    keep = settled(coupling.factors, keep)
     pruned = {factor for factor, mask in keep.items() if not mask.all()}
     groups = {
-        g.name: GroupPlan(size=g.size, keep=np.flatnonzero(keep[g.factor]).tolist())
+        g.name: GroupPlan(size=g.size, keep=_listed(keep[g.factor]))
         for g in coupling.groups
         if g.factor in pruned
     }
     axes = {(m.param, m.axis) for g in coupling.groups if g.factor in pruned for m in g.members}
-    initializers: dict[str, dict[int, Indices]] = {}
+    initializers: dict[str, dict[int, Listed]] = {}
     for param, axis in sorted(axes):
         mask = coupling.factors.mask(coupling.layouts[param][axis], keep)
         if not mask.all():
-            initializers.setdefault(param, {})[axis] = np.flatnonzero(mask).tolist()
+            initializers.setdefault(param, {})[axis] = _listed(mask)
     model = ModelId(sha256=sha256, name=coupling.model.name)
     return Plan(
         model=model,
@@ -133,6 +140,11 @@ def make_plan(
         merge_seed=merge_seed,
         open_io=tuple(sorted(coupling.model.open_io)),
     )
+
+
+def _listed(mask: Mask) -> Listed:
+    """The kept indices, or those of each row."""
+    return [_listed(row) for row in mask] if mask.ndim > 1 else np.flatnonzero(mask).tolist()
 
 
 def keep_of(plan: Plan, coupling: Coupling) -> dict[int, Mask]:
@@ -148,9 +160,9 @@ def keep_of(plan: Plan, coupling: Coupling) -> dict[int, Mask]:
     keep: dict[int, Mask] = {}
     named = {param: _twin(param, coupling) for param in plan.initializers}
     found = [(named[param], axes) for param, axes in plan.initializers.items() if named[param]]
-    known = {tuple(indices) for _, axes in found for indices in axes.values()}
+    known = {repr(indices) for _, axes in found for indices in axes.values()}
     for param, axes in plan.initializers.items():
-        if named[param] is None and not known.issuperset(map(tuple, axes.values())):
+        if named[param] is None and not known.issuperset(map(repr, axes.values())):
             raise BadPlanError(
                 f"the plan prunes '{param}', which '{coupling.model.name}' has not got or does not "
                 "use: it was made for another model"
@@ -161,7 +173,7 @@ def keep_of(plan: Plan, coupling: Coupling) -> dict[int, Mask]:
     for name, own in plan.groups.items():
         group = coupling.group(name)
         mask = keep.get(group.factor) if group is not None else None
-        if group is not None and (mask is None or np.flatnonzero(mask).tolist() != own.keep):
+        if group is not None and (mask is None or _listed(mask) != own.keep):
             raise BadPlanError(
                 f"the plan's group '{name}' and its initializers keep different indices: edit "
                 "both, or leave the groups out"
@@ -176,21 +188,17 @@ def _twin(param: str, coupling: Coupling) -> str | None:
 
 
 def _meet(
-    coupling: Coupling, keep: dict[int, Mask], param: str, axis: int, indices: Indices
+    coupling: Coupling, keep: dict[int, Mask], param: str, axis: int, indices: Listed
 ) -> None:
     layouts, factors = coupling.layouts[param], coupling.factors
     where = f"'{param}', axis {axis}"
     if axis >= len(layouts):
         raise BadPlanError(f"{where}: the tensor has {len(layouts)} axes")
-    shape = coupling.model.params[param].shape
-    if not indices or max(indices) >= shape[axis] or len(set(indices)) != len(indices):
-        found = f"keeps index {max(indices)}" if indices else "keeps nothing"
-        raise BadPlanError(f"{where}: has {shape[axis]} channels, the plan {found}")
-    mask = np.zeros(shape[axis], bool)
-    mask[indices] = True
+    mask = _mask(indices, coupling.model.params[param].shape[axis], where)
     if mask.all():
         return
-    solved = factors.solve(layouts[axis], mask)
+    found = solve if mask.ndim == 1 else _by_row
+    solved = found(factors, layouts[axis], mask)
     if solved is None:
         names = factors.render(layouts[axis], coupling.names())
         raise BadPlanError(f"{where}: the kept indices do not follow its layout {names}")
@@ -202,3 +210,29 @@ def _meet(
             name = coupling.names().get(factor, "a group")
             raise BadPlanError(f"{where}: contradicts what the plan keeps elsewhere of '{name}'")
         keep[factor] = own
+
+
+def _mask(indices: Listed, size: int, where: str) -> Mask:
+    """The mask (size,), or (rows, size) where there is a list for each row."""
+    if indices and isinstance(indices[0], list):
+        rows = [_mask(row, size, where) for row in indices if isinstance(row, list)]
+        if len({int(row.sum()) for row in rows}) > 1:
+            raise BadPlanError(f"{where}: the plan keeps more indices in one row than in another")
+        return np.stack(rows)
+    own = [index for index in indices if isinstance(index, int)]
+    if not own or max(own) >= size or len(set(own)) != len(own):
+        found = f"keeps index {max(own)}" if own else "keeps nothing"
+        raise BadPlanError(f"{where}: has {size} channels, the plan {found}")
+    mask = np.zeros(size, bool)
+    mask[own] = True
+    return mask
+
+
+def _by_row(factors: Factors, layout: Layout, table: Mask) -> dict[int, Mask] | None:
+    """What a table says of the factor that an axis is; None if it may have none like that."""
+    factor = factors.normal(layout)
+    row = factors.rows.get(factor) if isinstance(factor, int) else None
+    if row is None or factors.size(row) != len(table):
+        return None
+    assert isinstance(factor, int)
+    return {factor: table}

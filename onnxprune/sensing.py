@@ -15,10 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from onnxprune.alignment import STAIRS, alignment
-from onnxprune.axes import Mask, Values
+from onnxprune.axes import Values
 from onnxprune.budget import Options, free_groups
 from onnxprune.choosing import Progress
 from onnxprune.cost import CostModel, cost_model
@@ -27,11 +25,13 @@ from onnxprune.data import one_sample
 from onnxprune.errors import OnnxPruneError
 from onnxprune.judging import Data, Judge, Judgement
 from onnxprune.latency import Latency, with_latency
+from onnxprune.masks import best
 from onnxprune.passes.recover import recover
 from onnxprune.passes.score import DEFAULT, DEFAULT_WITH_DATA, check_known, score
 from onnxprune.passes.shrink import shrink
 from onnxprune.runtime import Feeds
 from onnxprune.staircase import cached
+from onnxprune.tables import settled
 from onnxprune.target import Target
 from onnxprune.timing import measured_latency
 from onnxprune.trials import Sensitivity, Trial, read_sensitivity
@@ -96,9 +96,9 @@ class Shop:
         group = self.coupling.group(name)
         assert group is not None
         kept = max(1, round(group.size * (1 - ratio)))
-        mask: Mask = np.zeros(group.size, bool)
-        mask[np.argsort(-self.scores[group.factor], kind="stable")[:kept]] = True
-        keep = {group.factor: mask}
+        keep = settled(
+            self.coupling.factors, {group.factor: best(self.scores[group.factor], kept)}
+        )
         small = shrink(self.coupling, keep)
         if self.fit:
             fitted = recover(self.coupling, keep, small, self.fit, seed=self.seed)

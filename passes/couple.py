@@ -8,6 +8,7 @@ from typing import Final
 import onnx
 
 from onnxprune.axes import OPAQUE, Factors, Layout, Reason
+from onnxprune.balance import balanced
 from onnxprune.bodies import graphs
 from onnxprune.coupling import Bound, Coupling, Group, Member
 from onnxprune.inferring import agree
@@ -40,7 +41,7 @@ def couple(model: Model, rules: Mapping[str, Row] | None = None) -> Coupling:
     for node in model.nodes:
         walk.visit(node)
     walk.close()
-    groups = _groups(walk)
+    groups = balanced(model, walk.factors, walk.layouts, walk.bound, _groups(walk))
     return Coupling(model, walk.factors, walk.layouts, tuple(walk.bound), walk.frozen, groups)
 
 

@@ -39,6 +39,8 @@ from onnxprune.cost import Cost, CostModel, cost_model
 from onnxprune.counts import EPSILON, Goal, Space, space_of
 from onnxprune.coupling import Coupling
 from onnxprune.errors import BudgetError
+from onnxprune.masks import best, ranked
+from onnxprune.tables import settled
 
 __all__ = ["MAX_RATIO", "Budget", "Options", "Scope", "Selection", "select"]
 
@@ -89,7 +91,8 @@ def select(
 
     Args:
         coupling: the structure of the model.
-        scores: score (size,) of every index by factor of the group; comparable between groups.
+        scores: score (size,) of every index by factor of the group; comparable between groups. Of
+            a table (rows, size) each row keeps the best of its own (see ``onnxprune.balance``).
         budget: what goes, or what may remain.
         options: how the choice is made.
         cost: the model's costs, where they are known already.
@@ -127,10 +130,11 @@ def select(
         counts, note = _ratio(spaced, rates, options)
     notes += note
     masks = {
-        group.factor: _best(scores[group.factor], int(kept))
+        group.factor: best(scores[group.factor], int(kept))
         for group, kept in zip(coupling.groups, counts, strict=True)
         if kept < group.size
     }
+    masks = settled(coupling.factors, masks)
     return Selection(masks, before, cost.at(counts), tuple(notes))
 
 
@@ -142,7 +146,7 @@ def _needs(coupling: Coupling, scores: Mapping[int, Values], goal: Goal) -> list
     """
     share = _shares(goal, len(coupling.groups))
     return [
-        scores[group.factor] / part**POWER
+        ranked(scores[group.factor]) / part**POWER
         for group, part in zip(coupling.groups, share, strict=True)
     ]
 
@@ -153,13 +157,6 @@ def _shares(goal: Goal, count: int) -> Values:
     if not shares:
         return np.ones(count)
     return np.asarray(np.clip(np.max(shares, axis=0), LEAST_SHARE, 1), np.float64)
-
-
-def _best(scores: Values, kept: int) -> Mask:
-    """The mask of the highest scores; of equal ones the first."""
-    mask = np.zeros(len(scores), bool)
-    mask[np.argsort(-scores, kind="stable")[:kept]] = True
-    return mask
 
 
 def _ratio(spaced: Spaced, rates: Values, options: Options) -> tuple[Values, list[str]]:

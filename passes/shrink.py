@@ -32,10 +32,12 @@ from onnxprune.plan import Keep, counts_of
 from onnxprune.rules.tables import ONE_BY_DEFAULT, RENAMES
 from onnxprune.rules.values import SIZES
 from onnxprune.stubs import idle, is_replaceable, stub
+from onnxprune.tables import by_rows
 
 INTEGERS_FROM: Final = 9  # the opset from which on a Constant node may hold integers
 Stated = int | Fraction | None  # a size, or a dynamic one's share; None: as it is
-Kept = tuple[tuple[int, bytes], ...]  # axis and packed mask, for the axes that lose something
+# For the axes that lose something: the axis, that which its rows lie along or itself, packed mask.
+Kept = tuple[tuple[int, int, bytes], ...]
 
 
 def shrink(
@@ -120,9 +122,8 @@ class _Shrink:
             values = param.read()
         elif not param.folded:
             values = values.astype(helper.tensor_dtype_to_np_dtype(param.dtype), copy=False)
-        for axis, packed in kept:
-            mask = np.unpackbits(np.frombuffer(packed, np.uint8), count=param.shape[axis])
-            values = np.take(values, np.flatnonzero(mask), axis=axis)
+        for part in kept:
+            values = _taken(values, *part)
         tensor = self.made(np.ascontiguousarray(values), name)
         if source is not None:
             tensor.doc_string = source.doc_string
@@ -327,11 +328,29 @@ def _whole(sizes: list[Stated]) -> list[int | None]:
 
 
 def _kept(factors: Factors, layouts: tuple[Layout, ...], keep: Keep) -> Kept:
+    """What the axes keep; first those of which each row keeps indices of its own."""
     found = []
     for axis, layout in enumerate(layouts):
         if keep.keys().isdisjoint(factors.leaves(layout)):
             continue
         mask: Mask = factors.mask(layout, keep)
-        if not mask.all():
-            found.append((axis, np.packbits(mask).tobytes()))
+        if mask.ndim > 1:
+            place, table = by_rows(factors, layouts, axis, mask)
+            found.insert(0, (axis, place, np.packbits(table).tobytes()))
+        elif not mask.all():
+            found.append((axis, axis, np.packbits(mask).tobytes()))
     return tuple(found)
+
+
+def _taken(values: Array, axis: int, place: int, packed: bytes) -> Array:
+    """What is kept of an axis, everywhere the same or by the index of another axis."""
+    sizes = values.shape[axis] if place == axis else values.shape[place] * values.shape[axis]
+    mask = np.unpackbits(np.frombuffer(packed, np.uint8), count=sizes)
+    if place == axis:
+        return np.take(values, np.flatnonzero(mask), axis=axis)
+    table = mask.reshape(values.shape[place], -1)
+    shape = [1] * values.ndim
+    shape[place], shape[axis] = len(table), int(table[0].sum())
+    indices = np.nonzero(table)[1].reshape(len(table), -1)
+    indices = indices if place < axis else indices.T
+    return np.take_along_axis(values, indices.reshape(shape), axis)

@@ -17,6 +17,7 @@ from onnxprune.bodies import restore
 from onnxprune.coupling import Coupling
 from onnxprune.data import random_inputs
 from onnxprune.files import load
+from onnxprune.masks import best
 from onnxprune.model import Model
 from onnxprune.pair import behind
 from onnxprune.passes.couple import couple
@@ -45,11 +46,12 @@ def structure(proto: onnx.ModelProto) -> Coupling:
 
 
 def half(coupling: Coupling, seed: int = 0) -> dict[int, Mask]:
-    """Half of every group, mixing ones too, picked at random and at once."""
+    """Half of every group, mixing ones too, picked at random and at once; in rows, where it may."""
     keep = {}
     for position, group in enumerate(coupling.groups):
-        order = np.random.default_rng([seed, position]).permutation(group.size)
-        keep[group.factor] = np.isin(np.arange(group.size), order[: (group.size + 1) // 2])
+        generator = np.random.default_rng([seed, position])
+        shape = (group.rows, group.size) if group.rows > 1 else (group.size,)
+        keep[group.factor] = best(generator.random(shape), (group.size + 1) // 2)
     return keep
 
 
