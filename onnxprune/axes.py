@@ -283,7 +283,9 @@ class Factors:
         if isinstance(layout, Product):
             masks = [self._mask(part, keep) for part in layout.parts]
             rows = [
-                layout.parts.index(self.rows[part]) if isinstance(part, int) and m.ndim > 1 else None
+                layout.parts.index(self.rows[part])
+                if isinstance(part, int) and m.ndim > 1
+                else None
                 for part, m in zip(layout.parts, masks, strict=True)
             ]
             return crossed(masks, rows)

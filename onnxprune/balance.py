@@ -108,7 +108,7 @@ def _partners(factors: Factors, layouts: Layouts, group: Group) -> list[int]:
 
 
 def _beside(factors: Factors, layouts: Layouts, member: Member, factor: int) -> Iterator[int]:
-    """The factors beside another one on an axis of a parameter; on other axes if it stands alone."""
+    """The factors beside another one on an axis of a parameter; on other axes if it is alone."""
     if member.layout == factor:
         for axis, layout in enumerate(layouts[member.param]):
             normal = factors.normal(layout)
@@ -178,7 +178,9 @@ class _Node:
         if not all(_are_beside(axes, x, y, alone) for axes in self.patterns() if _times(x, axes)):
             return "not all that it reads or makes has the rows"
         results = zip(self.bound.node.outputs, fit.results, strict=True)
-        if x in fit.contracted and any(name and not _times(y, axes or ()) for name, axes in results):
+        if x in fit.contracted and any(
+            name and not _times(y, axes or ()) for name, axes in results
+        ):
             return "it combines the rows"
         return None
 

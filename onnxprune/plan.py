@@ -10,11 +10,12 @@ same names (an fp16 or QDQ twin):
 ``initializers`` lists the axes that lose something, and is what a replay goes by; ``groups`` says
 the same once for each group. Where each row of another factor keeps indices of its own
 (``onnxprune.balance``), a group lists a list for each row, and so does an axis that is such a
-factor by itself: as long as the factor of the rows, as many indices in each. A Constant node goes by its output's name, one use of an un-shared
-initializer is ``NAME@OUTPUT:INDEX``. Where near-copies were merged, ``merge_seed`` is the seed with
-which a replay finds them again. ``recovered`` lists the parameters whose kept values were fitted
-afterwards: a plan does not carry these values, and a proof takes them from the pruned file.
-``open_io`` names the graph's inputs and outputs that may have lost channels.
+factor by itself: as long as the factor of the rows, as many indices in each. A Constant node goes
+by its output's name, one use of an un-shared initializer is ``NAME@OUTPUT:INDEX``. Where
+near-copies were merged, ``merge_seed`` is the seed with which a replay finds them again.
+``recovered`` lists the parameters whose kept values were fitted afterwards: a plan does not carry
+these values, and a proof takes them from the pruned file. ``open_io`` names the graph's inputs and
+outputs that may have lost channels.
 """
 
 from __future__ import annotations

@@ -96,9 +96,7 @@ class Shop:
         group = self.coupling.group(name)
         assert group is not None
         kept = max(1, round(group.size * (1 - ratio)))
-        keep = settled(
-            self.coupling.factors, {group.factor: best(self.scores[group.factor], kept)}
-        )
+        keep = settled(self.coupling.factors, {group.factor: best(self.scores[group.factor], kept)})
         small = shrink(self.coupling, keep)
         if self.fit:
             fitted = recover(self.coupling, keep, small, self.fit, seed=self.seed)

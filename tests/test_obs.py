@@ -207,7 +207,8 @@ def test_taps_of_a_small_kernel_are_apart() -> None:
     assert reader.seen.covariance is not None
     assert reader.seen.covariance[0].shape == (1, 54, 54)
     assert (
-        reader.positions[coupling.groups[0].factor].tolist() == np.arange(54).reshape(6, 9).tolist()
+        reader.places[coupling.groups[0].factor].positions[0].tolist()
+        == np.arange(54).reshape(6, 9).tolist()
     )
 
 

@@ -20,6 +20,7 @@ from onnxprune.passes.score.redundancy import Twins, merge_weights, merges
 from onnxprune.runtime import Feeds
 
 __all__ = [
+    "BY_ROW",
     "CRITERIA",
     "DATA_DRIVEN",
     "DEFAULT",
@@ -65,6 +66,10 @@ CRITERIA: Final[dict[str, Criterion]] = {
     "wanda": wanda,
 }
 
+# These score each row of a group that may be balanced; by all others rows keep the same positions.
+BY_ROW: Final = frozenset(
+    {"activation", "bn-scale", "flap", "l1", "l2", "lamp", "linf", "obs", "wanda"}
+)
 REMARKS: Final = {"bn-scale": criteria.without_scale}
 
 
@@ -97,6 +102,7 @@ def score(
     sides: str = DEFAULT_SIDES,
     scale: str = DEFAULT_SCALE,
     feeds: Sequence[Feeds] | None = None,
+    balanced: bool = True,
 ) -> dict[int, Values]:
     """Score every index of every group; higher is kept.
 
@@ -112,9 +118,11 @@ def score(
         scale: a name in ``SCALES``: what of each group becomes 1; with ``none`` weights stay as
             large as they are.
         feeds: batches of calibration inputs, for criteria that look at data.
+        balanced: whether groups that may keep other indices in each of their rows get scores for
+            each row, from the criteria in ``BY_ROW``.
 
     Returns:
-        By factor the scores (size,).
+        By factor the scores (size,), or (rows, size).
 
     Raises:
         OnnxPruneError: there is no criterion, side or scale of this name, or it wants calibration
@@ -126,4 +134,4 @@ def score(
             f"criterion '{criterion}' looks at what layers read: give calibration inputs "
             "(--calibration)"
         )
-    return CRITERIA[criterion](coupling, Settings(seed, sides, scale, progress, feeds))
+    return CRITERIA[criterion](coupling, Settings(seed, sides, scale, progress, feeds, balanced))

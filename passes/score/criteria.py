@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,7 +12,6 @@ from onnxprune.axes import Values
 from onnxprune.coupling import Coupling
 from onnxprune.passes.score.chains import NORMALIZES, users
 from onnxprune.passes.score.magnitude import (
-    Evaluate,
     Progress,
     combine,
     gather,
@@ -22,7 +21,7 @@ from onnxprune.passes.score.magnitude import (
     weights,
 )
 from onnxprune.passes.score.redundancy import TOLERANCE, twins
-from onnxprune.passes.score.slices import L1, L2_SQUARED, LINF
+from onnxprune.passes.score.slices import L1, L2_SQUARED, LINF, Measure
 from onnxprune.runtime import Feeds
 
 
@@ -35,14 +34,23 @@ class Settings:
     scale: str
     progress: Progress | None
     feeds: Sequence[Feeds] | None = None
+    balanced: bool = False
+
+    def tables(self, coupling: Coupling) -> frozenset[int]:
+        """The factors of which every row has scores of its own."""
+        rows = (g.factor for g in coupling.groups if g.rows > 1)
+        return frozenset(rows if self.balanced else ())
 
 
 Scores = dict[int, Values]
 Criterion = Callable[[Coupling, Settings], Scores]
 
 
-def _magnitude(evaluate: Evaluate, root: float = 1.0) -> Criterion:
+def _magnitude(measure: Measure | None, root: float = 1.0) -> Criterion:
+    """By a measure of the members; without one, by the distance to their median."""
+
     def criterion(coupling: Coupling, settings: Settings) -> Scores:
+        evaluate = norms(measure, settings.tables(coupling)) if measure else medians
         members = {g.factor: weights(coupling, g) for g in coupling.groups}
         parts = gather(coupling, members, evaluate, settings.progress)
         found = {}
@@ -54,11 +62,11 @@ def _magnitude(evaluate: Evaluate, root: float = 1.0) -> Criterion:
     return criterion
 
 
-l1 = _magnitude(norms(L1))
-l2 = _magnitude(norms(L2_SQUARED), root=0.5)
-linf = _magnitude(norms(LINF))
-fpgm = _magnitude(medians)
-_squares = _magnitude(norms(L2_SQUARED))
+l1 = _magnitude(L1)
+l2 = _magnitude(L2_SQUARED, root=0.5)
+linf = _magnitude(LINF)
+fpgm = _magnitude(None)
+_squares = _magnitude(L2_SQUARED)
 
 
 def bn_scale(coupling: Coupling, settings: Settings) -> Scores:
@@ -72,7 +80,8 @@ def bn_scale(coupling: Coupling, settings: Settings) -> Scores:
         for g in coupling.groups
         if not names.isdisjoint(m.param for m in g.members)
     }
-    parts = gather(coupling, members, norms(L1), settings.progress)
+    evaluate = norms(L1, settings.tables(coupling))
+    parts = gather(coupling, members, evaluate, settings.progress)
     scores = l2(coupling, settings) if len(members) < len(coupling.groups) else {}
     for group in coupling.groups:
         if group.factor in members:
@@ -106,7 +115,7 @@ def lamp(coupling: Coupling, settings: Settings) -> Scores:
     """
     found = {}
     for factor, squares in _squares(coupling, settings).items():
-        ordered = np.sort(squares)
+        ordered = np.sort(squares, axis=None)
         above = np.cumsum(ordered[::-1])[::-1][np.searchsorted(ordered, squares)]
         found[factor] = squares / np.where(above > 0, above, 1)
     return found
@@ -122,7 +131,7 @@ def random(coupling: Coupling, settings: Settings) -> Scores:
 
 def redundancy(coupling: Coupling, settings: Settings) -> Scores:
     """l2, times what another channel can't stand for; see ``onnxprune.passes.score.redundancy``."""
-    scores, nodes = l2(coupling, settings), users(coupling)
+    scores, nodes = l2(coupling, replace(settings, balanced=False)), users(coupling)
     for group in coupling.groups:
         pairs = twins(coupling, nodes, group, settings.seed, TOLERANCE)
         if pairs is not None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from onnxprune.axes import Factors, Layout, Values
 from onnxprune.coupling import Coupling, Group, Member
+from onnxprune.masks import ranked
 from onnxprune.model import Array
 from onnxprune.passes.score.median import median_distances
-from onnxprune.passes.score.slices import Measure, as_float, axis_values, rows
+from onnxprune.passes.score.slices import Measure, as_float, axis_values, cells, rows
 from onnxprune.passes.score.stored import meant, stored_values
 
 Progress = Callable[[str], None]
@@ -19,11 +20,12 @@ SIDES: Final = ("both", "contracted", "produced", "product")
 SCALES: Final = ("max", "mean", "none")
 
 Asked = Sequence[tuple[int, Member]]  # factors, and the members of one parameter to look at
-Evaluate = Callable[[Factors, Array, Asked], list[Values]]  # values (size,) for each that is asked
+# Values (size,) for each that is asked, or a table (rows, size).
+Evaluate = Callable[[Coupling, Array, Asked], list[Values]]
 
 
 class Part(NamedTuple):
-    """What one member says: which side it is on, and its values (size,)."""
+    """What one member says: which side it is on, and its values (size,) or (rows, size)."""
 
     contracted: bool
     values: Values
@@ -56,23 +58,50 @@ def gather(
         if progress is not None:
             progress(param)
         values = meant(coupling.model, param, meaning.get(param))
-        found = evaluate(coupling.factors, values, pairs)
+        found = evaluate(coupling, values, pairs)
         for (factor, member), values in zip(pairs, found, strict=True):
             if np.isfinite(values).all():
                 parts[factor].append(Part(member.contracted, values))
     return parts
 
 
-def norms(measure: Measure) -> Evaluate:
-    """The measure of all that vanishes with each index."""
+def norms(measure: Measure, tables: Collection[int] = ()) -> Evaluate:
+    """The measure of all that vanishes with each index; of some factors in each of their rows."""
 
-    def evaluate(factors: Factors, array: Array, asked: Asked) -> list[Values]:
-        by_axis = axis_values(array, measure)
+    def evaluate(coupling: Coupling, array: Array, asked: Asked) -> list[Values]:
+        factors, by_axis = coupling.factors, axis_values(array, measure)
         layouts = {member.axis: member.layout for _, member in asked}
         pulled = {a: pull(factors, layout, by_axis[a], measure) for a, layout in layouts.items()}
-        return [pulled[member.axis][factor] for factor, member in asked]
+        return [
+            _table(coupling, member, factor, array, by_axis[member.axis], measure)
+            if factor in tables
+            else pulled[member.axis][factor]
+            for factor, member in asked
+        ]
 
     return evaluate
+
+
+def _table(
+    coupling: Coupling, member: Member, factor: int, array: Array, along: Values, measure: Measure
+) -> Values:
+    """The measure (rows, size) of what vanishes with each index in each row.
+
+    Args:
+        coupling: the structure of the model.
+        member: an axis of a parameter.
+        factor: a factor of it.
+        array: the parameter.
+        along: the measure (n,) of what vanishes with each index of the axis.
+        measure: the measure.
+    """
+    factors, layouts = coupling.factors, coupling.layouts[member.param]
+    if member.layout == factor:  # its rows lie along another axis
+        own = cells(factors, layouts, member.axis, as_float(array), factor)
+        found = measure.combine.reduce(measure.element(own), axis=2)
+    else:
+        found = measure.combine.reduce(cells(factors, (member.layout,), 0, along, factor), axis=2)
+    return np.asarray(found, np.float64)
 
 
 def pull(
@@ -87,17 +116,17 @@ def pull(
     }
 
 
-def medians(factors: Factors, array: Array, asked: Asked) -> list[Values]:
+def medians(coupling: Coupling, array: Array, asked: Asked) -> list[Values]:
     """The distance of each index's slice to the geometric median of all slices."""
     values = as_float(array)
     return [
-        median_distances(rows(factors, member.layout, member.axis, values, factor))
+        median_distances(rows(coupling.factors, member.layout, member.axis, values, factor))
         for factor, member in asked
     ]
 
 
 def combine(parts: Sequence[Part], size: int, sides: str, even: bool = True) -> Values:
-    """One value (size,) from what the members say.
+    """One value (size,), or (rows, size), from what the members say.
 
     Members of a side count alike, and so do the two sides.
 
@@ -108,7 +137,7 @@ def combine(parts: Sequence[Part], size: int, sides: str, even: bool = True) -> 
         even: whether each member is brought to mean 1 first, whatever its size and scale.
     """
     made, read = (
-        [scaled(p.values, "mean") if even else p.values for p in parts if p.contracted is side]
+        [_even(p.values) if even else p.values for p in parts if p.contracted is side]
         for side in (False, True)
     )
     chosen = {"produced": [made or read], "contracted": [read or made]}.get(sides, [made, read])
@@ -118,7 +147,14 @@ def combine(parts: Sequence[Part], size: int, sides: str, even: bool = True) -> 
     return np.asarray(np.prod(each, axis=0) if sides == "product" else np.mean(each, axis=0))
 
 
+def _even(values: Values) -> Values:
+    """Values over their mean."""
+    mean = values.mean()
+    return values / mean if mean > 0 else values
+
+
 def scaled(values: Values, scale: str) -> Values:
-    """Values over their mean or maximum; zeros stay zeros."""
-    over = {"max": values.max(), "mean": values.mean(), "none": 1.0}[scale]
+    """Values over their mean or maximum, that of their ranks if in rows; zeros stay zeros."""
+    own = ranked(values)
+    over = {"max": own.max(), "mean": own.mean(), "none": 1.0}[scale]
     return values / over if over > 0 else values

@@ -47,7 +47,7 @@ def obs(coupling: Coupling, settings: Settings) -> Scores:
 
 def activation(coupling: Coupling, settings: Settings) -> Scores:
     """The energy of what is read at each index (Polyak and Wolf 2015)."""
-    return _scored(coupling, settings, _summed(lambda reader: reader.seen.power.sum(axis=0)))
+    return _scored(coupling, settings, _summed(lambda reader: reader.seen.power))
 
 
 def wanda(coupling: Coupling, settings: Settings) -> Scores:
@@ -61,7 +61,7 @@ def flap(coupling: Coupling, settings: Settings) -> Scores:
 
 
 def _scored(coupling: Coupling, settings: Settings, judge: Judge, moments: bool = False) -> Scores:
-    """Losses as norms: their roots, times the group's size.
+    """Losses as norms: their roots, times the group's size. Of a table a row's mean is the loss.
 
     A group that nothing reads in a product (a recurrent layer's hidden units) goes by l2.
     """
@@ -72,13 +72,14 @@ def _scored(coupling: Coupling, settings: Settings, judge: Judge, moments: bool 
         seed=settings.seed,
         progress=settings.progress,
         moments=moments,
+        tables=settings.tables(coupling),
     )
     found = judge(coupling, own)
     if len(found) < len(coupling.groups):
         plain = l2(coupling, settings)
         for group in coupling.groups:
             squares = np.square(plain[group.factor])
-            found.setdefault(group.factor, squares / max(squares.sum(), FLOOR))
+            found.setdefault(group.factor, squares / max(squares.sum(axis=-1).mean(), FLOOR))
     return {group.factor: np.sqrt(found[group.factor]) * group.size for group in coupling.groups}
 
 
@@ -89,21 +90,27 @@ def _summed(measure: Callable[[Reader], Values]) -> Judge:
         found = {}
         for group in coupling.groups:
             parts = [
-                (values := measure(r))[r.positions[group.factor]].sum(axis=1)
-                / max(values.sum(), FLOOR)
+                place.sums(values := measure(r)) * len(place.positions) / max(values.sum(), FLOOR)
                 for r in own
-                if group.factor in r.positions
+                for place in [r.places.get(group.factor)]
+                if place is not None
             ]
             if parts:
-                found[group.factor] = np.maximum(np.sum(parts, axis=0), FLOOR)
+                found[group.factor] = _flat(np.maximum(np.sum(parts, axis=0), FLOOR))
         return found
 
     return judge
 
 
+def _flat(table: Values) -> Values:
+    """The one row of a table that has one."""
+    return table[0] if len(table) == 1 else table
+
+
 def losses(coupling: Coupling, readers: Sequence[Reader]) -> dict[int, Values]:
     """The loss (size,) that each index adds when it goes, after all that are cheaper.
 
+    Where rows are told apart, an index of each goes at the same time, and all have the loss.
     Groups that nothing reads in a product are left out.
     """
     found = {}
@@ -112,10 +119,12 @@ def losses(coupling: Coupling, readers: Sequence[Reader]) -> dict[int, Values]:
         if not sets:
             continue
         makers = [partial(_Cost.of, own, group.factor) for own in sets]
+        shape = sets[0][0].places[group.factor].positions.shape[:2]
         if sum(_size_bytes(own) for own in sets) <= LIMIT_BYTES:
-            found[group.factor] = _eliminated([make() for make in makers], group.size)
+            costs = [cost for make in makers for cost in make()]
+            found[group.factor] = _flat(_eliminated(costs, shape))
         else:
-            found[group.factor] = _in_rounds(makers, group.size)
+            found[group.factor] = _flat(_in_rounds(makers, shape))
     return found
 
 
@@ -123,9 +132,10 @@ def _together(readers: Sequence[Reader], factor: int) -> list[list[Reader]]:
     """The readers of a group; those that read the same rows stand together."""
     found: dict[object, list[Reader]] = {}
     for number, reader in enumerate(readers):
-        if factor in reader.positions:
+        if factor in reader.places:
             shared = reader.weight is not None
-            key = (id(reader.seen), reader.positions[factor].tobytes()) if shared else number
+            own = reader.places[factor].positions.tobytes()
+            key = (id(reader.seen), own) if shared else number
             found.setdefault(key, []).append(reader)
     return list(found.values())
 
@@ -141,28 +151,32 @@ class _Cost:
     """What readers of the same rows lose.
 
     Attributes:
-        positions: (size, t) where the group's indices stand among what is left.
-        energy: (size,) of each index by itself, where there are no moments.
+        rows: (r,) the rows of the group that they read, of one that is told apart by rows.
+        positions: (r, size, t) where the group's indices stand among what is left.
+        energy: (r, size) of each index by itself, where there are no moments.
         inverse: (b, d, d) of the covariance of what is left, damped; or None. It is found in
             float64, and reduced in float32: the damping keeps that exact enough.
-        weight: (b, d, r) refitted to what is left, in shares of the results' variances.
+        weight: (b, d, o) refitted to what is left, in shares of the results' variances.
     """
 
+    rows: Array
     positions: Array
     energy: Values
     inverse: Array | None = None
     weight: Array | None = None
 
     @staticmethod
-    def of(readers: Sequence[Reader], factor: int) -> _Cost:
+    def of(readers: Sequence[Reader], factor: int) -> list[_Cost]:
+        """One cost; or one for each row, if each product reads one row."""
         first = readers[0]
-        positions = first.positions[factor]
+        place = first.places[factor]
         scales = [1 / max(reader.total, FLOOR) for reader in readers]
-        energies = (s * r.energy[positions].sum(1) for s, r in zip(scales, readers, strict=True))
-        energy = np.sum(list(energies), axis=0)
+        sums = (s * r.places[factor].sums(r.energy) for s, r in zip(scales, readers, strict=True))
+        energy = np.sum(list(sums), axis=0)
+        every = np.arange(len(energy))
         covariance = first.seen.covariance
         if covariance is None:
-            return _Cost(positions, energy)
+            return [_Cost(every, place.positions, energy)]
         gram = covariance[0].astype(np.float64)
         diagonal = np.einsum("bdd->bd", gram)
         diagonal += DAMPING * first.seen.power.mean(axis=1, keepdims=True) + FLOOR
@@ -172,13 +186,22 @@ class _Cost:
             for scale, reader in zip(scales, readers, strict=True)
             if reader.weight is not None
         ]
-        return _Cost(positions, energy, inverse, np.asarray(_narrowed(weights), np.float32))
+        weight = np.asarray(_narrowed(weights), np.float32)
+        if place.batches is None:
+            return [_Cost(every, place.positions, energy, inverse, weight)]
+        return [
+            _Cost(every[k : k + 1], place.positions[k : k + 1], energy, inverse[own], weight[own])
+            for k, own in ((k, place.batches == k) for k in every)
+        ]
 
     def each(self, left: Array) -> Values:
-        """What each of the indices that are left would cost by itself."""
+        """What each of the indices (rows, n) that are left would cost by itself."""
+        found = np.zeros(left.shape)
+        own = left[self.rows]
         if self.inverse is None or self.weight is None:
-            return self.energy[left]
-        where = self.positions[left]
+            found[self.rows] = np.take_along_axis(self.energy, own, axis=1)
+            return found
+        where = self.stand(own)
         blocks = self.inverse[:, where[:, :, None], where[:, None, :]]
         weights = self.weight[:, where]
         if where.shape[1] == 1:
@@ -186,15 +209,21 @@ class _Cost:
         else:
             solved = np.linalg.solve(blocks, weights)
             lost = np.einsum("bnto,bnto->bn", weights, solved)
-        return np.asarray(lost.sum(axis=0), np.float64)
+        found[self.rows] = lost.sum(axis=0, dtype=np.float64).reshape(own.shape)
+        return found
+
+    def stand(self, own: Array) -> Array:
+        """Where indices (r, n) of its rows stand (r n, t)."""
+        return self.positions[np.arange(len(own))[:, None], own].reshape(own.size, -1)
 
     def remove(self, gone: Array) -> float:
-        """Take indices out, refit what is left, and tell what it cost."""
-        if not len(gone):
+        """Take indices (rows, n) out, refit what is left, and tell what it cost."""
+        own = gone[self.rows]
+        if not own.size:
             return 0.0
         if self.inverse is None or self.weight is None:
-            return float(self.energy[gone].sum())
-        where = self.positions[gone].reshape(-1)
+            return float(np.take_along_axis(self.energy, own, axis=1).sum())
+        where = self.stand(own).reshape(-1)
         block = self.inverse[:, where[:, None], where]
         lost = self.weight[:, where]
         solved = np.linalg.solve(block, lost)
@@ -221,51 +250,66 @@ def _narrowed(weights: Sequence[Values]) -> Values:
     return np.asarray(np.linalg.cholesky(products), np.float64)
 
 
-def _eliminated(costs: Sequence[_Cost], size: int) -> Values:
-    """The loss (size,) that each index adds, the cheapest first; the last ones cost the most."""
-    found = np.zeros(size)
-    left = np.arange(size)
-    chunk = max(1, -(-size // CHUNKS))
+def _eliminated(costs: Sequence[_Cost], shape: tuple[int, int]) -> Values:
+    """The loss (rows, size) that each index adds, the cheapest first; the last cost the most."""
+    found = np.zeros(shape)
+    left = np.tile(np.arange(shape[1]), (shape[0], 1))
+    chunk = max(1, -(-shape[1] // CHUNKS))
     highest = 0.0
-    while len(left) > 1:
+    while left.shape[1] > 1:
         each = np.sum([cost.each(left) for cost in costs], axis=0)
-        gone = left[np.argsort(each, kind="stable")[: min(chunk, len(left) - 1)]]
-        lost = sum(cost.remove(gone) for cost in costs) / len(gone)
+        gone = _cheapest(left, each, min(chunk, left.shape[1] - 1))
+        lost = sum(cost.remove(gone) for cost in costs) / gone.shape[1]
         highest = max(highest, lost)
-        order = np.sort(each)[: len(gone)]
+        order = np.sort(each, axis=1)[:, : gone.shape[1]]
         share = order / max(order.mean(), FLOOR)
-        found[gone] = highest * (1 + 1e-6 * share)
-        left = np.setdiff1d(left, gone, assume_unique=True)
-    found[left] = max(highest, FLOOR) * size
+        np.put_along_axis(found, gone, highest * (1 + 1e-6 * share), axis=1)
+        left = _without(left, gone)
+    np.put_along_axis(found, left, max(highest, FLOOR) * shape[1], axis=1)
     return found
 
 
-def _in_rounds(makers: Sequence[Callable[[], _Cost]], size: int) -> Values:
+def _cheapest(left: Array, each: Values, count: int) -> Array:
+    """The indices (rows, count) that cost least."""
+    order = np.argsort(each, axis=1, kind="stable")[:, :count]
+    return np.take_along_axis(left, order, axis=1)
+
+
+def _without(left: Array, gone: Array) -> Array:
+    """The indices (rows, n) that are left without those that go, in each row."""
+    return np.stack(
+        [np.setdiff1d(a, b, assume_unique=True) for a, b in zip(left, gone, strict=True)]
+    )
+
+
+def _in_rounds(makers: Sequence[Callable[[], list[_Cost]]], shape: tuple[int, int]) -> Values:
     """The same for readers whose moments do not fit into memory together: a few rounds.
 
     In each the readers come one after the other, refitted to what is left, and a share of the
     indices goes. What a round has cost is seen in the next one.
     """
-    found = np.zeros(size)
-    left, gone, last = np.arange(size), np.arange(0), np.arange(0)
+    found = np.zeros(shape)
+    left = np.tile(np.arange(shape[1]), (shape[0], 1))
+    gone, last = left[:, :0], left[:, :0]
     before = highest = 0.0
     for turn in range(ROUNDS):
-        each, total = np.zeros(len(left)), 0.0
+        each, total = np.zeros(left.shape), 0.0
         for make in makers:
-            cost = make()
-            total += cost.remove(gone)
-            each += cost.each(left)
-        if len(last):
-            highest = max(highest, (total - before) / len(last))
-            share = found[last] / max(found[last].mean(), FLOOR)
-            found[last] = highest * (1 + 1e-6 * share)
-        found[left] = highest + np.maximum(each, FLOOR)
-        if turn < ROUNDS - 1 and len(left) > 1:
-            cheapest = np.argsort(each, kind="stable")[: min(-(-size // ROUNDS), len(left) - 1)]
-            last, before = left[cheapest], total
-            found[last] = each[cheapest]
-            gone = np.concatenate([gone, last])
-            left = np.setdiff1d(left, last, assume_unique=True)
+            for cost in make():
+                total += cost.remove(gone)
+                each += cost.each(left)
+        if last.size:
+            highest = max(highest, (total - before) / last.shape[1])
+            own = np.take_along_axis(found, last, axis=1)
+            share = own / max(own.mean(), FLOOR)
+            np.put_along_axis(found, last, highest * (1 + 1e-6 * share), axis=1)
+        np.put_along_axis(found, left, highest + np.maximum(each, FLOOR), axis=1)
+        if turn < ROUNDS - 1 and left.shape[1] > 1:
+            last = _cheapest(left, each, min(-(-shape[1] // ROUNDS), left.shape[1] - 1))
+            costs = np.take_along_axis(found, last, axis=1) - highest
+            np.put_along_axis(found, last, costs, axis=1)
+            before, gone = total, np.concatenate([gone, last], axis=1)
+            left = _without(left, last)
         else:
-            last = np.arange(0)
+            last = left[:, :0]
     return found

@@ -8,20 +8,20 @@ costs as it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
-from onnxprune.axes import Opaque, Values
+from onnxprune.axes import Values
 from onnxprune.coupling import Bound, Coupling
 from onnxprune.linear import Letters, Linear, Sizes, letter_sizes, linear_of, picked
 from onnxprune.model import Array
 from onnxprune.moments import CONSTANT, TINY, WIDE, Squares
 from onnxprune.notation import Axis
 from onnxprune.passes.score.magnitude import Progress
-from onnxprune.passes.score.slices import rows
+from onnxprune.passes.score.places import Finder, Places
 from onnxprune.polynomials import Indices
 from onnxprune.runtime import Feeds
 from onnxprune.stepping import Stepper
@@ -33,7 +33,6 @@ LEAST_ROWS: Final = 1 << 13
 FEW_ROWS: Final = 256  # that are kept where there are no moments, about
 LIMIT_BYTES: Final = 256 << 20  # of moments and weights in memory; others wait on disk
 JITTER: Final = 1e-9  # of the mean of a diagonal, so that its matrix has a root
-Positions = dict[int, Array]  # factor -> (size, t): where its indices stand in what is read
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Reader:
             of all outer weights, each tap weighed by what it sees.
         squares: (b, d) sum of the weights' squares over outer indices; 1 where there is none.
         total: the result's variance, summed over outer indices, a row.
-        positions: where the groups' indices stand.
+        places: where the groups' indices stand.
     """
 
     node: str
@@ -81,18 +80,18 @@ class Reader:
     weight: Kept | None = field(repr=False)
     squares: Values = field(repr=False)
     total: float
-    positions: Positions = field(repr=False)
+    places: Places = field(repr=False)
 
     @property
     def energy(self) -> Values:
-        """What each read number (d,) adds to the result's energy by itself."""
-        return np.asarray((self.seen.power * self.squares).sum(axis=0), np.float64)
+        """What each read number (b, d) adds to the result's energy by itself."""
+        return np.asarray(self.seen.power * self.squares, np.float64)
 
     @property
     def fluctuation(self) -> Values:
         """The same, without what a bias makes up for."""
         varied = np.maximum(self.seen.power - np.square(self.seen.mean), 0)
-        return np.asarray((varied * self.squares).sum(axis=0), np.float64)
+        return np.asarray(varied * self.squares, np.float64)
 
 
 def readers(
@@ -102,6 +101,7 @@ def readers(
     seed: int = 0,
     progress: Progress | None = None,
     moments: bool = True,
+    tables: Collection[int] = (),
 ) -> list[Reader]:
     """All nodes that read indices of groups, in topological order.
 
@@ -111,10 +111,12 @@ def readers(
         seed: of the choice of rows.
         progress: is told the label of each node.
         moments: whether covariances are wanted, or powers and means alone.
+        tables: the factors of which each row is to be told apart.
     """
     stepper = Stepper(coupling.model.proto, coupling.model.folder, feeds)
     groups = {group.factor for group in coupling.groups}
-    work = _Pass(coupling, stepper, groups, np.random.default_rng(seed), moments)
+    finder = Finder(coupling.factors, frozenset(groups), frozenset(tables))
+    work = _Pass(coupling, stepper, finder, np.random.default_rng(seed), moments)
     order = [b for b in coupling.bound if b.node.key in stepper.index]
     found = []
     for bound in sorted(order, key=lambda b: stepper.index[b.node.key]):
@@ -142,7 +144,7 @@ class _Pass:
 
     coupling: Coupling
     stepper: Stepper
-    groups: set[int]
+    finder: Finder
     generator: np.random.Generator
     moments: bool
     store: Store = field(default_factory=lambda: Store(LIMIT_BYTES))
@@ -170,8 +172,8 @@ class _Pass:
         letters = tuple(x for x in linear.inner if x not in joined)
         kernel = dict(zip(linear.taps, values.shape[2:], strict=False))
         sizes = [own[x] if x in own else kernel[x] for x in letters]
-        positions = self.positions(linear, letters, sizes)
-        if not positions:
+        places = self.finder.places(linear.bound, letters, sizes, linear.batch)
+        if not places:
             return None
         wide = int(np.prod(sizes, dtype=np.int64))
         weight = weight.reshape(len(weight), wide, -1, weight.shape[2])
@@ -183,13 +185,13 @@ class _Pass:
         squares = np.square(weight, dtype=np.float64).sum(axis=(2, 3))
         if seen.covariance is None:
             total = seen.total(weight) if self.moments else 0.0
-            return Reader(linear.node.label, seen, None, squares, total, positions)
+            return Reader(linear.node.label, seen, None, squares, total, places)
         mixed, covariance = _mixed(weight, seen.taps), seen.covariance[0]
         total = float(np.einsum("bdr,bdr->", mixed, np.matmul(covariance, mixed)))
         energy = float((seen.power * squares).sum())
         total = total if total > CONSTANT * energy else energy
         kept = self.store.keep((mixed,))
-        return Reader(linear.node.label, seen, kept, squares, total, positions)
+        return Reader(linear.node.label, seen, kept, squares, total, places)
 
     def seen(self, linear: Linear, data: Kept, own: Sizes, shape: tuple[int, ...]) -> Seen:
         """What a node (b, d, t) reads, from a choice of rows."""
@@ -240,8 +242,9 @@ class _Pass:
         shared = tuple(a for a in x if a in w and a in y)
         if not inner or any(len(axis) != 1 for form in forms for axis in form or ()):
             return None
-        positions = self.positions(bound, inner, [fit.sizes.get(a) or 0 for a in inner])
-        if not positions:
+        shared, inner = self.finder.with_rows(bound, shared, inner)
+        places = self.finder.places(bound, inner, [fit.sizes.get(a) or 0 for a in inner], shared)
+        if not places:
             return None
         energy: Values | float = 0.0
         for one, other in zip(*data, strict=True):
@@ -256,21 +259,7 @@ class _Pass:
         total = sum(float(np.square(own.astype(np.float64)).sum()) for own in results)
         power = np.atleast_2d(energy)
         seen = Seen(power, np.zeros_like(power))
-        return Reader(node.label, seen, None, np.ones_like(power), total, positions)
-
-    def positions(self, at: Linear | Bound, letters: Letters, sizes: Sequence[int]) -> Positions:
-        """Where each group's indices stand among the numbers that are read."""
-        bound = at.bound if isinstance(at, Linear) else at
-        factors, found = self.coupling.factors, {}
-        grid = np.arange(int(np.prod(sizes, dtype=np.int64))).reshape(list(sizes))
-        for axis, letter in enumerate(letters):
-            layout = bound.letters.get(letter)
-            if layout is None or isinstance(factors.normal(layout), Opaque):
-                continue
-            for factor in self.groups.intersection(factors.leaves(layout)):
-                own = rows(factors, layout, axis, grid, factor)
-                found[factor] = own.reshape(len(own), -1)
-        return found
+        return Reader(node.label, seen, None, np.ones_like(power), total, places)
 
 
 def _form(axes: tuple[Axis, ...] | None) -> tuple[Letters, ...] | None:

@@ -84,6 +84,40 @@ def rows(factors: Factors, layout: Layout, axis: int, array: Array, factor: int)
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces[::-1], axis=1)
 
 
+def cells(
+    factors: Factors, layouts: tuple[Layout, ...], axis: int, array: Array, factor: int
+) -> Array:
+    """The slices (rows, size, *) that vanish with each index of a factor in each of its rows.
+
+    Args:
+        factors: the store that the layouts belong to.
+        layouts: the layouts of all axes.
+        axis: the axis that holds the factor, beside its rows or by itself.
+        array: the array.
+        factor: a factor that may have a table.
+    """
+    row, normal = factors.rows[factor], factors.normal(layouts[axis])
+    if normal == factor:
+        place = next(k for k, x in enumerate(layouts) if k != axis and row in factors.leaves(x))
+        normal = factors.normal(layouts[place])
+        parts = normal.parts if isinstance(normal, Product) else (normal,)
+        moved = np.moveaxis(array, (axis, place), (0, 1))
+        grid = moved.reshape(len(moved), *(factors.size(p) for p in parts), -1)
+        found = np.moveaxis(grid, 1 + parts.index(row), 0)
+        return found.reshape(*found.shape[:2], -1)
+    pieces, start = [], 0
+    moved = np.moveaxis(array, axis, 0)
+    for part in normal.parts if isinstance(normal, Sum) else (normal,):
+        own = moved[start : start + factors.size(part)]
+        start += len(own)
+        if isinstance(part, Product) and factor in part.parts:
+            grid = own.reshape(*(factors.size(p) for p in part.parts), -1)
+            places = part.parts.index(row), part.parts.index(factor)
+            turned = np.moveaxis(grid, places, (0, 1))
+            pieces.append(turned.reshape(*turned.shape[:2], -1))
+    return np.concatenate(pieces, axis=2)
+
+
 def index_of(factors: Factors, layout: Layout, size: int, factor: int) -> Array:
     """For each index of an axis (size,) that of a factor which it vanishes with; -1 for none."""
     places = rows(factors, layout, 0, np.arange(size), factor)
