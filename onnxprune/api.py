@@ -86,20 +86,6 @@ def _files(
     }
 
 
-def _how(
-    scope: Scope,
-    align: Literal["auto"] | int,
-    least: int,
-    most: float | str,
-    include: Sequence[str],
-    exclude: Sequence[str],
-    exact_only: bool,
-    per_group: Mapping[str, float | str] | None,
-) -> Options:
-    ends = (least, share(most), tuple(include), tuple(exclude), exact_only)
-    return Options(scope, align, *ends, _ratios(per_group))
-
-
 def _speed(
     latency: float | str | None, target: Target, min_speedup: float | None, force: bool
 ) -> Speed:
@@ -146,6 +132,7 @@ def prune(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     exact_only: bool = False,
+    balanced: bool = True,
     per_group: Mapping[str, float | str] | None = None,
     per_group_from: Sensitivity | str | Path | None = None,
     steps: int = 1,
@@ -193,6 +180,7 @@ def prune(
         include: prune only groups whose name, or a member's, matches one of these patterns.
         exclude: leave such groups alone.
         exact_only: leave mixing groups alone.
+        balanced: let rows (heads, conv groups) keep other channels where the model allows it.
         per_group: ratio by pattern, for the scope per-group.
         per_group_from: what ``sensitivity`` found, or its file: shares the budget out by it.
         steps: prune in so many steps, and score again between them.
@@ -236,12 +224,12 @@ def prune(
     """
     budget = _budget(ratio, macs, params, size_bytes, peak_bytes)
     shared, name = _defaults(scope, criterion, calibration)
-    how = _how(shared, align, min_channels, max_ratio, include, exclude, exact_only, per_group)
+    ends = (min_channels, share(max_ratio), tuple(include), tuple(exclude), exact_only)
+    how = Options(shared, align, *ends, _ratios(per_group), balanced=balanced)
     speed = _speed(latency, Target(ep, threads, ep_options or {}), min_speedup, force)
-    data = gathered(calibration, evaluate, seed, options)
-    files = _files(verify, inputs, output, plan_output, report_output, progress, allow_io_change)
-    table = _table(per_group_from, scope)
-    run = Run(model, every_rule(rules), data=data, sensitivity=table, **files)
+    io = _files(verify, inputs, output, plan_output, report_output, progress, allow_io_change)
+    io["sensitivity"] = _table(per_group_from, scope)
+    run = Run(model, every_rule(rules), data=gathered(calibration, evaluate, seed, options), **io)
     return pipeline.prune(run, Choice(budget, how, name, steps, seed, recover, speed, schedule))
 
 

@@ -121,6 +121,8 @@ class Options:
         stairs: what kernels like, where ``align`` is auto.
         per_group: for the scope per-group, ratios by pattern, the first match counting; groups
             that match none lose the budget's ratio, or nothing.
+        balanced: groups that may keep other indices in each of their rows do, where the criterion
+            scores rows (``score.BY_ROW``).
     """
 
     scope: Scope = "global"
@@ -132,6 +134,7 @@ class Options:
     exact_only: bool = False
     per_group: Mapping[str, float] | None = None
     stairs: Stairs = STAIRS
+    balanced: bool = True
 
     def at_step(self, stage: Stage) -> Options:
         """The options of one step of several: each takes its part of the ratios."""

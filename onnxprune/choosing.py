@@ -266,7 +266,8 @@ def scored_by(
 ) -> dict[int, Values]:
     """The scores of all groups by the criterion that is wanted."""
     with step_of("score") as tell:
-        return score(coupling, choice.criterion, choice.seed, tell, feeds=feeds)
+        balanced = choice.options.balanced
+        return score(coupling, choice.criterion, choice.seed, tell, feeds=feeds, balanced=balanced)
 
 
 def _costs(coupling: Coupling, latency: Latency | None) -> CostModel:

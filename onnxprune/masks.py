@@ -42,13 +42,14 @@ def filled(table: Mask) -> Mask | None:
     A row that is gone itself is written as if it kept the first indices, so that equal choices are
     equal tables. None where rows keep different numbers of indices.
     """
-    there = table[table.any(axis=1)]
+    alive: Mask = np.any(table, axis=1)
+    there = table[alive]
     if not len(there) or len(set(there.sum(axis=1).tolist())) > 1:
         return None
     if (there == there[0]).all():
         return np.asarray(there[0])
     first = np.arange(table.shape[1]) < kept_count(there)
-    return np.where(table.any(axis=1)[:, None], table, first)
+    return np.where(alive[:, None], table, first)
 
 
 def composed(first: Mask, second: Mask, there: Mask | None) -> Mask:

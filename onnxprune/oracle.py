@@ -23,6 +23,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.axes import Factors, Mask
+from onnxprune.bodies import graphs
 from onnxprune.coupling import Bound, Coupling
 from onnxprune.model import Array, Model, Node, subgraphs
 from onnxprune.notation import Axis
@@ -236,10 +237,7 @@ class _Writer:
         return nodes
 
     def spread(self, bound: Bound, position: int, axis: int) -> tuple[Mask, tuple[int, ...]]:
-        """The mask of an axis, and the shape that it has to have to be multiplied with the operand.
-
-        Where each row keeps indices of its own, it has a row for each index of the axis of these.
-        """
+        """The mask of an axis, with all rows of a table, and the shape that it is multiplied in."""
         axes = bound.fit.operands[position]
         assert axes is not None
         layouts = tuple(bound.layout(own, self.factors) for own in axes)
@@ -247,9 +245,9 @@ class _Writer:
         if mask.ndim == 1:
             return mask, (-1, *[1] * (len(axes) - axis - 1))
         place, mask = by_rows(self.factors, layouts, axis, mask)
-        shape = [1] * len(axes)
-        shape[place], shape[axis] = mask.shape
-        return (mask if place < axis else np.ascontiguousarray(mask.T)), tuple(shape)
+        wide = mask.reshape(*mask.shape, *[1] * (len(axes) - 2))
+        wide = np.moveaxis(wide, (0, 1), (place, axis))
+        return wide, wide.shape
 
     def factor(self, mask: Mask, kind: int) -> Array:
         """The mask as numbers of an element type, jittered where that is asked for."""
@@ -346,17 +344,11 @@ def _gather(value: str, indices: str, result: str, axis: int) -> onnx.NodeProto:
 
 def _unused_prefix(proto: onnx.ModelProto) -> str:
     """A beginning that no name of the graph has."""
-    names = _names(proto.graph)
+    names: set[str] = set()
+    for graph in graphs(proto.graph):
+        names.update(value.name for value in (*graph.initializer, *graph.input))
+        names.update(name for node in graph.node for name in node.output)
     prefix = "oracle:"
     while any(name.startswith(prefix) for name in names):
         prefix = "_" + prefix
     return prefix
-
-
-def _names(graph: onnx.GraphProto) -> set[str]:
-    names = {value.name for value in (*graph.initializer, *graph.input)}
-    for node in graph.node:
-        names.update(node.output)
-        for body in subgraphs(node):
-            names |= _names(body)
-    return names

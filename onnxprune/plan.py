@@ -145,7 +145,10 @@ def make_plan(
 
 def _listed(mask: Mask) -> Listed:
     """The kept indices, or those of each row."""
-    return [_listed(row) for row in mask] if mask.ndim > 1 else np.flatnonzero(mask).tolist()
+    if mask.ndim > 1:
+        return [np.flatnonzero(row).tolist() for row in mask]
+    found: Indices = np.flatnonzero(mask).tolist()
+    return found
 
 
 def keep_of(plan: Plan, coupling: Coupling) -> dict[int, Mask]:

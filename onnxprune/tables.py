@@ -48,7 +48,7 @@ def _places(factors: Factors, layout: Layout, mask: Mask) -> Iterator[tuple[int,
             for axis, inner in enumerate(part.parts):
                 row = _row(factors, part, inner)
                 others = tuple(k for k in range(grid.ndim) if k not in (axis, row))
-                left = grid.any(axis=others)
+                left: Mask = np.any(grid, axis=others)
                 if row is None:
                     todo.append((inner, left))
                 else:

@@ -329,7 +329,7 @@ def _whole(sizes: list[Stated]) -> list[int | None]:
 
 def _kept(factors: Factors, layouts: tuple[Layout, ...], keep: Keep) -> Kept:
     """What the axes keep; first those of which each row keeps indices of its own."""
-    found = []
+    found: list[tuple[int, int, bytes]] = []
     for axis, layout in enumerate(layouts):
         if keep.keys().isdisjoint(factors.leaves(layout)):
             continue
@@ -344,13 +344,10 @@ def _kept(factors: Factors, layouts: tuple[Layout, ...], keep: Keep) -> Kept:
 
 def _taken(values: Array, axis: int, place: int, packed: bytes) -> Array:
     """What is kept of an axis, everywhere the same or by the index of another axis."""
-    sizes = values.shape[axis] if place == axis else values.shape[place] * values.shape[axis]
-    mask = np.unpackbits(np.frombuffer(packed, np.uint8), count=sizes)
+    rows = 1 if place == axis else values.shape[place]
+    table = np.unpackbits(np.frombuffer(packed, np.uint8), count=rows * values.shape[axis])
+    indices = np.nonzero(table.reshape(rows, -1))[1].reshape(rows, -1)
     if place == axis:
-        return np.take(values, np.flatnonzero(mask), axis=axis)
-    table = mask.reshape(values.shape[place], -1)
-    shape = [1] * values.ndim
-    shape[place], shape[axis] = len(table), int(table[0].sum())
-    indices = np.nonzero(table)[1].reshape(len(table), -1)
-    indices = indices if place < axis else indices.T
-    return np.take_along_axis(values, indices.reshape(shape), axis)
+        return np.take(values, indices[0], axis=axis)
+    wide = indices.reshape(*indices.shape, *[1] * (values.ndim - 2))
+    return np.asarray(np.take_along_axis(values, np.moveaxis(wide, (0, 1), (place, axis)), axis))

@@ -205,6 +205,15 @@ ExactOnly = Annotated[
         "Leave groups alone whose removal changes what survives (norm statistics).",
     ),
 ]
+Balanced = Annotated[
+    bool,
+    option(
+        "--balanced/--no-balanced",
+        CHOICE,
+        "Let each row of a product (each head, each group of a convolution) keep channels of its "
+        "own, as many as the others, where the model allows it.",
+    ),
+]
 Steps = Annotated[int, option("--steps", CHOICE, "Prune in so many steps, scoring again between.")]
 Schedule = Annotated[
     str,

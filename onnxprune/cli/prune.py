@@ -22,7 +22,8 @@ CHOICES: Final = (
     *("ratio", "macs", "params", "size_bytes", "peak_bytes", "latency", "criterion", "scope"),
     *("align", "min_speedup", "force", "ep", "threads"),
     "allow_io_change",
-    *("min_channels", "max_ratio", "include", "exclude", "exact_only", "steps", "schedule", "seed"),
+    *("min_channels", "max_ratio", "include", "exclude", "exact_only", "balanced", "steps"),
+    *("schedule", "seed"),
 )
 
 
@@ -46,6 +47,7 @@ def prune(
     include: options.Include = [],  # noqa: B006
     exclude: options.Exclude = [],  # noqa: B006
     exact_only: options.ExactOnly = False,
+    balanced: options.Balanced = True,
     allow_io_change: options.AllowIoChange = [],  # noqa: B006
     steps: options.Steps = 1,
     schedule: options.Schedule = "exponential",
