@@ -1,7 +1,6 @@
 """The Python interface: everything that the command line does, as functions.
 
-``model`` may be a path, an onnx.ModelProto or an onnx-graphsurgeon Graph. A Graph comes back as a
-Graph; the others come back as a ModelProto.
+``model`` may be a path, an onnx.ModelProto or an onnx-graphsurgeon Graph, which comes back as one.
 """
 
 from __future__ import annotations
@@ -54,10 +53,12 @@ def _table(given: Sensitivity | str | Path | None, scope: Scope | None) -> Sensi
     return read_sensitivity(Path(given)) if isinstance(given, str | Path) else given
 
 
-def _defaults(scope: Scope | None, criterion: str | None, calibration: Source) -> tuple[Scope, str]:
+def _defaults(
+    scope: Scope | None, criterion: str | None, calibration: Source, balanced: bool
+) -> tuple[Options, str]:
     if calibration is None:
-        return scope or "global", criterion or DEFAULT
-    return scope or "by-cost", criterion or DEFAULT_WITH_DATA
+        return Options(scope or "global", balanced=balanced), criterion or DEFAULT
+    return Options(scope or "by-cost", balanced=balanced), criterion or DEFAULT_WITH_DATA
 
 
 def _ratios(texts: Mapping[str, float | str] | None) -> dict[str, float] | None:
@@ -84,6 +85,20 @@ def _files(
         "progress": progress,
         "open_io": tuple(open_io),
     }
+
+
+def _how(
+    first: Options,
+    align: Literal["auto"] | int,
+    least: int,
+    most: float | str,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    exact_only: bool,
+    per_group: Mapping[str, float | str] | None,
+) -> Options:
+    ends = (least, share(most), tuple(include), tuple(exclude), exact_only)
+    return Options(first.scope, align, *ends, _ratios(per_group), balanced=first.balanced)
 
 
 def _speed(
@@ -171,17 +186,16 @@ def prune(
             ``"0.5x"``) or in milliseconds (``"8ms"``); it is measured, and met within 5 %.
         criterion: see ``CRITERIA``.
         scope: how a budget is shared out: ``global`` (one threshold for all scores), ``uniform``
-            (one ratio for all groups), ``by-cost`` (the same, but less of groups that cost little)
-            or ``per-group`` (``per_group`` gives ratios by pattern).
-            Where absent, ``by-cost`` with calibration inputs, else ``global``.
-        align: kept counts are multiples of this; ``auto`` knows what ORT's kernels like, 1 is off.
+            (one ratio for all groups), ``by-cost`` (the same, less of groups that cost little) or
+            ``per-group`` (see there). Absent: ``by-cost`` with calibration inputs, else ``global``.
+        align: kept counts are multiples of this; ``auto`` is what ORT's kernels like, 1 is off.
         min_channels: every group keeps at least so many.
         max_ratio: no group loses a larger share under a budget.
         include: prune only groups whose name, or a member's, matches one of these patterns.
         exclude: leave such groups alone.
         exact_only: leave mixing groups alone.
         balanced: let rows (heads, conv groups) keep other channels where the model allows it.
-        per_group: ratio by pattern, for the scope per-group.
+        per_group: ratios by pattern, for the scope per-group.
         per_group_from: what ``sensitivity`` found, or its file: shares the budget out by it.
         steps: prune in so many steps, and score again between them.
         schedule: how much goes in each step: ``exponential`` (the same share of what is left),
@@ -205,7 +219,7 @@ def prune(
         plan_output: where to write the plan, with it.
         report_output: where to write the report, also that of a verification that failed: as a page
             (.html, extra ``report``), Markdown (.md) or JSON (.json).
-        progress: is told the name of each pass as it starts.
+        progress: is told the name of each pass.
         calibration: inputs without labels: a path (.npz, .npy, a folder of pictures), or
             ``module:function``, a function, arrays (see ``onnxprune.sources``), or ``synthetic``.
             Criteria that look at data use them, and recovery does.
@@ -223,9 +237,8 @@ def prune(
             not fast enough.
     """
     budget = _budget(ratio, macs, params, size_bytes, peak_bytes)
-    shared, name = _defaults(scope, criterion, calibration)
-    ends = (min_channels, share(max_ratio), tuple(include), tuple(exclude), exact_only)
-    how = Options(shared, align, *ends, _ratios(per_group), balanced=balanced)
+    how, name = _defaults(scope, criterion, calibration, balanced)
+    how = _how(how, align, min_channels, max_ratio, include, exclude, exact_only, per_group)
     speed = _speed(latency, Target(ep, threads, ep_options or {}), min_speedup, force)
     io = _files(verify, inputs, output, plan_output, report_output, progress, allow_io_change)
     io["sensitivity"] = _table(per_group_from, scope)

@@ -1,9 +1,9 @@
 """Balanced groups: factors whose kept indices may differ from row to row of another factor.
 
-Let every value that holds a factor ``d`` hold ``h`` beside it: on the same axis, ``(h d)``, or on
-another one. Then each index of ``h`` may keep indices of ``d`` of its own, as long as all keep as
-many: the network computes the same numbers as with these entries masked, if each node does. A node
-does in two cases.
+Let every value that holds a factor ``d`` hold ``h`` too: before it on the same axis, ``(h d)``, or
+on another axis. Then each index of ``h`` may keep indices of ``d`` of its own, as many as all the
+others: the network computes the same as with these entries masked, if each node does. A node does
+in two cases.
 
 1. One letter of its rule holds both, ``c = (h d)``. What a rule says of a letter holds for any
    subset of its indices.
@@ -13,9 +13,9 @@ does in two cases.
    rule allows any subset of ``x``: another one at each index.
 
 An operand that holds ``d`` without ``h`` is shared by all rows (a norm's scale for all heads, the
-angles of a rotary embedding, kv heads that several query heads read), a result that does sums over
-them; a node that cuts ``d`` in two makes other factors of it. All these keep the same positions in
-every row, and the group says which node it is.
+angles of a rotary embedding), a result that does sums over them; a node that cuts ``d`` in two
+makes other factors of it; and what is left of ``(d h)``, in order, is no product. All these keep
+the same positions in every row, and the group says which node it is for.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _partners(factors: Factors, layouts: Layouts, group: Group) -> list[int]:
 
 
 def _beside(factors: Factors, layouts: Layouts, member: Member, factor: int) -> Iterator[int]:
-    """The factors beside another one on an axis of a parameter; on other axes if it is alone."""
+    """The factors before another one on an axis of a parameter; on other axes if it is alone."""
     if member.layout == factor:
         for axis, layout in enumerate(layouts[member.param]):
             normal = factors.normal(layout)
@@ -118,7 +118,8 @@ def _beside(factors: Factors, layouts: Layouts, member: Member, factor: int) -> 
     layout = member.layout
     for term in layout.parts if isinstance(layout, Sum) else (layout,):
         if isinstance(term, Product) and factor in term.parts:
-            yield from (x for x in _direct(term) if x != factor)
+            before = term.parts[: term.parts.index(factor)]
+            yield from (part for part in before if isinstance(part, int))
 
 
 def _direct(layout: Layout) -> Iterator[int]:
@@ -211,9 +212,9 @@ def _is_inside(layout: Layout, factor: int, row: int) -> bool:
     """Whether a factor stands beside its rows wherever a layout holds it."""
     if isinstance(layout, Sum):
         return all(_is_inside(x, factor, row) for x in layout.parts if factor in leaves(x))
-    if not isinstance(layout, Product) or row not in layout.parts:
+    if not isinstance(layout, Product) or list(leaves(layout)).count(factor) != 1:
         return False
-    return factor in layout.parts and list(leaves(layout)).count(factor) == 1
+    return factor in layout.parts and row in layout.parts[: layout.parts.index(factor)]
 
 
 def _are_beside(axes: Axes, x: str, y: str, alone: bool) -> bool:
@@ -222,5 +223,5 @@ def _are_beside(axes: Axes, x: str, y: str, alone: bool) -> bool:
         return False
     place, term = next((axis, term) for axis in axes for term in axis if x in term)
     if y in term:
-        return True
+        return term.index(y) < term.index(x)
     return alone and place == ((x,),) and all(len(axis) == 1 for axis in axes if y in axis[0])

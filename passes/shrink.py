@@ -348,6 +348,7 @@ def _taken(values: Array, axis: int, place: int, packed: bytes) -> Array:
     table = np.unpackbits(np.frombuffer(packed, np.uint8), count=rows * values.shape[axis])
     indices = np.nonzero(table.reshape(rows, -1))[1].reshape(rows, -1)
     if place == axis:
-        return np.take(values, indices[0], axis=axis)
+        found: Array = np.take(values, indices[0], axis=axis)
+        return found
     wide = indices.reshape(*indices.shape, *[1] * (values.ndim - 2))
-    return np.asarray(np.take_along_axis(values, np.moveaxis(wide, (0, 1), (place, axis)), axis))
+    return np.take_along_axis(values, np.moveaxis(wide, (0, 1), (place, axis)), axis)
