@@ -51,6 +51,7 @@ def _rows(coupling: Coupling, model: CostModel, counts: Mapping[int, int]) -> tu
             macs_after=round(row[1]),
             params=round(row[2]),
             params_after=round(row[3]),
+            rows=group.rows,
         )
         for group, row in zip(coupling.groups, zip(*shares, strict=True), strict=True)
     )
@@ -206,6 +207,12 @@ def _about_group(coupling: Coupling, group: Group) -> str:
     kind = "mixing: removal changes norm statistics" if group.mixing else "exact"
     lines = [f"group {group.name}: {group.size} channels, {kind}, {len(group.members)} members"]
     names = coupling.names()
+    if group.rows > 1:
+        own = names.get(coupling.factors.rows[group.factor])
+        each = f"each index of '{own}'" if own else f"each of {group.rows} rows"
+        lines.append(f"  balanced: {each} may keep channels of its own, as many as the others")
+    elif group.same is not None:
+        lines.append(f"  the same channels in every row: {coupling.says(group.same)}")
     for member in group.members[:SHOWN]:
         side = "contracted" if member.contracted else "produced"
         layout = coupling.factors.render(member.layout, names)

@@ -33,6 +33,7 @@ class GroupRow:
         macs_after: the same afterwards.
         params: parameters that scale with its width, before.
         params_after: the same afterwards.
+        rows: in how many rows it may keep other channels: heads, groups of a convolution.
     """
 
     name: str
@@ -44,6 +45,7 @@ class GroupRow:
     macs_after: int
     params: int
     params_after: int
+    rows: int = 1
 
 
 @dataclass(frozen=True)

@@ -243,7 +243,7 @@ def inspection(found: Inspection, every: bool = False) -> RenderableType:
     rows, more = _capped(_largest_first(found.groups), every)
     groups = table("group", "kind", "width", "members", "MACs", "parameters", left=2)
     for row in rows:
-        kind = "mixing" if row.mixing else "exact"
+        kind = "mixing" if row.mixing else "balanced" if row.rows > 1 else "exact"
         figure = (str(row.before), str(row.members), count(row.macs), count(row.params))
         groups.add_row(short(row.name), kind, *figure)
     title = f"{len(found.groups)} groups can be pruned" if rows else "no group can be pruned"

@@ -17,11 +17,12 @@ from onnxprune.bodies import restore
 from onnxprune.coupling import Coupling
 from onnxprune.data import random_inputs
 from onnxprune.files import load
-from onnxprune.masks import best
+from onnxprune.masks import best, composed, kept_count
 from onnxprune.model import Model
 from onnxprune.pair import behind
 from onnxprune.passes.couple import couple
 from onnxprune.passes.normalize import normalize
+from onnxprune.plan import counts_of
 from onnxprune.rules.tables import ORDERING
 from tests.zoo.fill import names
 
@@ -163,13 +164,35 @@ def errors(found: Sequence[Results], expected: Sequence[Results]) -> dict[str, f
     }
 
 
+def together(
+    first: Coupling, keep: Mapping[int, Mask], heirs: Factors, again: dict[int, Mask]
+) -> dict[int, Mask]:
+    """What is kept by two plans, the second one of what the first has left.
+
+    Which factor the rows are of may have changed with the sizes: then the second plan is made to
+    keep the same in every row, in place.
+    """
+    both = {}
+    for factor, mask in keep.items():
+        there = keep.get(first.factors.rows.get(factor, -1))
+        rows = mask.shape[0] if mask.ndim > 1 else 1
+        there = np.ones(rows, bool) if there is None else there
+        both[factor] = mask
+        if kept_count(mask) > 1:
+            second = again[heirs[factor]]
+            if second.ndim > 1 and (rows == 1 or len(second) != there.sum()):
+                second = again[heirs[factor]] = second[0]
+            both[factor] = composed(mask, second, there)
+    return both
+
+
 def heirs(first: Coupling, keep: Mapping[int, Mask], second: Coupling) -> Factors:
     """The factor of a pruned model that each pruned factor of the original became.
 
     Raises:
         AssertionError: an axis is not made of the same factors any more.
     """
-    counts = {factor: int(mask.sum()) for factor, mask in keep.items()}
+    counts = counts_of(keep)
     found: dict[int, int] = {}
     for value in first.layouts.keys() & second.layouts.keys():
         for a, b in zip(first.layouts[value], second.layouts[value], strict=True):

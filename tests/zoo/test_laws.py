@@ -100,12 +100,7 @@ def test_law_4_plans_compose(name: str, coupling: Coupling) -> None:
         return
     second = support.half(pruned, seed=1)
     heirs = support.heirs(coupling, first, pruned)
-    both = {}
-    for factor, mask in first.items():
-        left = np.flatnonzero(mask)
-        if left.size > 1:
-            left = left[second[heirs[factor]]]
-        both[factor] = np.isin(np.arange(mask.size), left)
+    both = support.together(coupling, first, heirs, second)
     assert set(heirs.values()) == set(second), "pruning made groups that were not there"
     twice, once = shrink(pruned, second), shrink(coupling, both)
     if not support.identical(twice, once):  # operands patched twice: equal in effect
