@@ -10,7 +10,8 @@ in two cases.
 2. One letter ``y`` holds ``h``, another one ``x`` holds ``d``; every operand and result that holds
    ``x`` holds ``y``; and ``y`` is carried: not summed over, not mixing, not whole. By the rule the
    node's result at an index of ``y`` depends on what its operands are there alone, and there the
-   rule allows any subset of ``x``: another one at each index.
+   rule allows any subset of ``x``: another one at each index. (Where a product of operands is
+   summed over both, ``y`` need not be carried: an entry that is 0 adds nothing.)
 
 An operand that holds ``d`` without ``h`` is shared by all rows (a norm's scale for all heads, the
 angles of a rotary embedding), a result that does sums over them; a node that cuts ``d`` in two
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from onnxprune.axes import Factors, Layout, Product, Reason, Sum
 from onnxprune.coupling import Bound, Group, Member
@@ -30,7 +32,9 @@ from onnxprune.matching import because
 from onnxprune.model import Model
 from onnxprune.notation import Axis, is_whole
 from onnxprune.oracle import FLOATS
+from onnxprune.rules.tables import LINEAR
 
+LACKING: Final = "not all that it reads or makes has the rows"
 Layouts = Mapping[str, tuple[Layout, ...]]
 Axes = tuple[Axis, ...]
 
@@ -54,9 +58,14 @@ def balanced(
         bound: its nodes with their letters.
         groups: its groups.
     """
-    open_rows = {g.factor: dict.fromkeys(_partners(factors, layouts, g)) for g in groups}
-    open_rows = {factor: own for factor, own in open_rows.items() if own}
+    open_rows: dict[int, dict[int, None]] = {}
     refused: dict[int, Reason] = {}
+    for group in groups:
+        own = _partners(factors, layouts, group)
+        if isinstance(own, Reason):
+            refused[group.factor] = own
+        elif own:
+            open_rows[group.factor] = dict.fromkeys(own)
     for factor in [g.factor for g in groups if g.factor in open_rows and g.mixing]:
         refused[factor] = Reason("what is removed of it changes what stays")
         del open_rows[factor]
@@ -96,15 +105,18 @@ def _chosen(
             yield replace(group, same=refused.get(group.factor))
 
 
-def _partners(factors: Factors, layouts: Layouts, group: Group) -> list[int]:
-    """The factors that stand beside a group's wherever a parameter holds it."""
-    found: dict[int, None] | None = None
-    for member in group.members:
-        own = dict.fromkeys(_beside(factors, layouts, member, group.factor))
-        found = own if found is None else {x: None for x in found if x in own}
-        if not found:
-            return []
-    return [x for x in found or () if factors.size(x) > 1]
+def _partners(factors: Factors, layouts: Layouts, group: Group) -> list[int] | Reason:
+    """The factors that stand beside a group's wherever a parameter holds it.
+
+    A reason, where they do on an axis of one parameter and not in another one.
+    """
+    each = [(m, set(_beside(factors, layouts, m, group.factor))) for m in group.members]
+    common = sorted(set.intersection(*(own for _, own in each)))
+    inside = [x for m, own in each if m.layout != group.factor for x in sorted(own)]
+    if common or not inside:
+        return common
+    param = next(m.param for m, own in each if inside[0] not in own)
+    return Reason(f"'{param}' holds it without these rows")
 
 
 def _beside(factors: Factors, layouts: Layouts, member: Member, factor: int) -> Iterator[int]:
@@ -118,8 +130,7 @@ def _beside(factors: Factors, layouts: Layouts, member: Member, factor: int) -> 
     layout = member.layout
     for term in layout.parts if isinstance(layout, Sum) else (layout,):
         if isinstance(term, Product) and factor in term.parts:
-            before = term.parts[: term.parts.index(factor)]
-            yield from (part for part in before if isinstance(part, int))
+            yield from _direct(factors.product(list(term.parts[: term.parts.index(factor)])))
 
 
 def _direct(layout: Layout) -> Iterator[int]:
@@ -148,42 +159,31 @@ class _Node:
         for x in [x for x, own in letters.items() if factor in leaves(own)]:
             if self.is_integer(x):
                 return "it sums integers"
-            if any(_times(x, axes) > 1 for axes in self.patterns()):
-                return "it reads it twice"
             if _is_inside(letters[x], factor, row):
                 continue
-            if x in rows or factor not in _direct(letters[x]):
-                return "it cuts it"
-            text = self.apart(x, rows, letters[x] == factor, row)
+            text = self.apart(x, rows, factor, row)
             if text is not None:
                 return text
         return None
 
-    def apart(self, x: str, rows: Sequence[str], alone: bool, row: int) -> str | None:
-        """The objection where a letter holds the factor, and others its rows.
-
-        Args:
-            x: the letter; it may hold other factors beside this one if it is not ``alone``.
-            rows: the letters that hold the rows.
-            alone: whether the letter is the factor.
-            row: the factor of the rows.
-        """
-        fit = self.bound.fit
-        if len(rows) != 1:
-            return "it has no rows there" if not rows else "its rows stand in several places"
+    def apart(self, x: str, rows: Sequence[str], factor: int, row: int) -> str | None:
+        """The objection where a letter holds the factor, and others its rows."""
+        fit, letters = self.bound.fit, self.bound.letters
+        own = self.factors.normal(letters[x])
+        if len(rows) != 1 or x in rows or factor not in _direct(own):
+            return LACKING
         (y,) = rows
-        if row not in _direct(self.factors.normal(self.bound.letters[y])):
-            return "it cuts the rows"
-        if is_whole(y) or y in fit.mixing or y in fit.contracted:
-            return "it combines the rows"
-        if not all(_are_beside(axes, x, y, alone) for axes in self.patterns() if _times(x, axes)):
-            return "not all that it reads or makes has the rows"
-        results = zip(self.bound.node.outputs, fit.results, strict=True)
-        if x in fit.contracted and any(
-            name and not _times(y, axes or ()) for name, axes in results
-        ):
-            return "it combines the rows"
-        return None
+        alone = own == factor
+        beside = (_are_beside(axes, x, y, alone) for axes in self.patterns() if _times(x, axes))
+        if row not in _direct(self.factors.normal(letters[y])) or not all(beside):
+            return LACKING
+        summed = {x, y} <= fit.contracted and self.bound.node.op in LINEAR
+        carried = not (is_whole(y) or y in fit.mixing or y in fit.contracted)
+        names = zip(self.bound.node.outputs, fit.results, strict=True)
+        lost = x in fit.contracted and any(
+            name and not _times(y, axes or ()) for name, axes in names
+        )
+        return None if summed or (carried and not lost) else "it combines the rows"
 
     def patterns(self) -> list[Axes]:
         """The patterns of its operands and results."""
@@ -219,7 +219,7 @@ def _is_inside(layout: Layout, factor: int, row: int) -> bool:
 
 def _are_beside(axes: Axes, x: str, y: str, alone: bool) -> bool:
     """Whether a pattern has two letters beside each other: ``(y x)``, or on an axis each."""
-    if _times(y, axes) != 1:
+    if _times(x, axes) != 1 or _times(y, axes) != 1:
         return False
     place, term = next((axis, term) for axis in axes for term in axis if x in term)
     if y in term:

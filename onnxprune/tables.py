@@ -82,7 +82,9 @@ def by_rows(
     factor = factors.normal(layouts[axis])
     assert isinstance(factor, int)
     row = factors.rows[factor]
-    place = next(k for k, x in enumerate(layouts) if k != axis and row in factors.leaves(x))
+    places = [k for k, x in enumerate(layouts) if k != axis and row in factors.leaves(x)]
+    assert places, "a value that holds a factor with a table holds what its rows are"
+    place = places[0]
     normal = factors.normal(layouts[place])
     parts = normal.parts if isinstance(normal, Product) else (normal,)
     grid = np.indices([factors.size(part) for part in parts])[parts.index(row)]
