@@ -149,8 +149,9 @@ class _Node:
 
     @property
     def held(self) -> set[int]:
-        """The factors that its letters hold."""
-        return {x for own in self.bound.letters.values() for x in self.factors.leaves(own)}
+        """The factors that its letters hold and may let go of."""
+        letters = (own for x, own in self.bound.letters.items() if not is_whole(x))
+        return {factor for own in letters for factor in self.factors.leaves(own)}
 
     def objection(self, factor: int, row: int) -> str | None:
         """Why rows have to keep the same indices here; None if they may differ."""
