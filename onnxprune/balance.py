@@ -171,7 +171,7 @@ class _Node:
         """The objection where a letter holds the factor, and others its rows."""
         fit, letters = self.bound.fit, self.bound.letters
         own = self.factors.normal(letters[x])
-        if len(rows) != 1 or x in rows or factor not in _direct(own):
+        if len(rows) != 1 or factor not in _direct(own):
             return LACKING
         (y,) = rows
         alone = own == factor

@@ -28,7 +28,6 @@ from onnxprune.passes.shrink import shrink
 from onnxprune.rules import Row
 from onnxprune.runtime import Feeds
 from onnxprune.speed import Speed
-from onnxprune.tables import settled
 from onnxprune.timing import measured_latency
 from onnxprune.tuning import Tuned, Tuner, tune
 
@@ -180,8 +179,7 @@ class Chooser:
             self.last = self._before_last(budget)
         left = self.last.copy()
         self._select(left, steps, budget)
-        chosen = {factor: mask for factor, mask in left.keep.items() if not mask.all()}
-        masks = settled(self.coupling.factors, chosen)
+        masks = {factor: mask for factor, mask in left.keep.items() if not mask.all()}
         return masks, [_of_steps(note, own, steps) for note, own in left.notes.items()]
 
     def _before_last(self, budget: Budget) -> Left:

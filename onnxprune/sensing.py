@@ -31,7 +31,6 @@ from onnxprune.passes.score import DEFAULT, DEFAULT_WITH_DATA, check_known, scor
 from onnxprune.passes.shrink import shrink
 from onnxprune.runtime import Feeds
 from onnxprune.staircase import cached
-from onnxprune.tables import settled
 from onnxprune.target import Target
 from onnxprune.timing import measured_latency
 from onnxprune.trials import Sensitivity, Trial, read_sensitivity
@@ -96,7 +95,7 @@ class Shop:
         group = self.coupling.group(name)
         assert group is not None
         kept = max(1, round(group.size * (1 - ratio)))
-        keep = settled(self.coupling.factors, {group.factor: best(self.scores[group.factor], kept)})
+        keep = {group.factor: best(self.scores[group.factor], kept)}
         small = shrink(self.coupling, keep)
         if self.fit:
             fitted = recover(self.coupling, keep, small, self.fit, seed=self.seed)

@@ -53,14 +53,14 @@ def _places(factors: Factors, layout: Layout, mask: Mask) -> Iterator[tuple[int,
                     todo.append((inner, left))
                 else:
                     assert isinstance(inner, int)
-                    yield inner, left if row < axis else left.T
+                    yield inner, left
         elif isinstance(part, Sum):
             stops = np.cumsum([factors.size(p) for p in part.parts])
             todo.extend(zip(part.parts, np.split(own, stops[:-1]), strict=True))
 
 
 def _row(factors: Factors, product: Product, part: Layout) -> int | None:
-    """Which part of a product the rows of another are."""
+    """Which part of a product the rows of another are; it stands before that one."""
     row = factors.rows.get(part) if isinstance(part, int) else None
     return product.parts.index(row) if row in product.parts else None
 

@@ -40,7 +40,6 @@ from onnxprune.counts import EPSILON, Goal, Space, space_of
 from onnxprune.coupling import Coupling
 from onnxprune.errors import BudgetError
 from onnxprune.masks import best, ranked
-from onnxprune.tables import settled
 
 __all__ = ["MAX_RATIO", "Budget", "Options", "Scope", "Selection", "select"]
 
@@ -134,7 +133,6 @@ def select(
         for group, kept in zip(coupling.groups, counts, strict=True)
         if kept < group.size
     }
-    masks = settled(coupling.factors, masks)
     return Selection(masks, before, cost.at(counts), tuple(notes))
 
 

@@ -227,6 +227,52 @@ NETS: dict[str, Net] = {
         {"w": (M, H * D), "wo": (H * D, 3)},
         SPLIT,
     ),
+    "a softmax over heads": _attending(
+        of_v="v = Softmax <axis = 1> (tv)",
+        rows={"wq:1[1]": H},
+        refused={"wv:1[1]": "it combines the rows"},
+    ),
+    "running sums over heads": _attending(
+        of_v="v = CumSum(tv, one)",
+        ints={"one": [1]},
+        rows={"wq:1[1]": H},
+        refused={"wv:1[1]": "it combines the rows"},
+    ),
+    "dims outside heads in between": Net(
+        """p = MatMul(x, w) r = Reshape(p, split) t = Transpose <perm = [0, 1, 3, 2]> (r)
+        j = Reshape(t, joined) i = Reshape(j, turned) u = Transpose <perm = [0, 1, 3, 2]> (i)
+        n = Relu(u) k = Reshape(n, joined) y = MatMul(k, wo)""",
+        {"w": (M, H * D), "wo": (H * D, 3)},
+        SPLIT | {"turned": [B, S, D, H]},
+        refused={"w:1[1]": LACKING},
+    ),
+    "dims of two kinds on one axis": Net(
+        """p = MatMul(x, w) r = Reshape(p, split) n = Relu(r) f = Reshape(n, five)
+        m = Mul(f, scale) j = Reshape(m, joined) y = MatMul(j, wo)""",
+        {"w": (M, H * D * 2), "scale": (H, D, 1), "wo": (H * D * 2, 3)},
+        {"split": [B, S, H, D * 2], "five": [B, S, H, D, 2], "joined": [0, 0, -1]},
+        rows={"w:1[2]": D},
+    ),
+    "parts and heads on one axis": Net(
+        """p = MatMul(x, w) r = Reshape(p, split) a = Add(r, b) f = Reshape(a, five)
+        i, j = Split <axis = 2> (f) m = Mul(i, j) k = Reshape(m, joined) y = MatMul(k, wo)""",
+        {"w": (M, 2 * H * D), "b": (2 * H, D), "wo": (H * D, 3)},
+        {"split": [B, S, 2 * H, D], "five": [B, S, 2, H, D], "joined": [0, 0, -1]},
+        rows={"w:1[1]": H},
+    ),
+    "three factors on one axis": Net(
+        """p = MatMul(x, w) r = Reshape(p, split) n = Relu(r) m = Mul(n, scale)
+        j = Reshape(m, joined) y = MatMul(j, wo)""",
+        {"w": (M, 24), "scale": (2, 3, 4), "wo": (24, 3)},
+        {"split": [B, S, 2, 3, 4], "joined": [0, 0, -1]},
+        rows={"w:1[1]": 2, "w:1[2]": 2},
+    ),
+    "three factors on axes of their own": Net(
+        """e = Einsum <equation = "bsm,mcde->bscde"> (x, w) n = Relu(e)
+        y = Einsum <equation = "bscde,cdem->bsm"> (n, wo)""",
+        {"w": (M, 3, 6, 4), "wo": (3, 6, 4, 3)},
+        rows={"w:1": 6, "w:3": 6},
+    ),
     "heads in turn": _attending(
         of_v="v = Gather <axis = 1> (tv, turn)",
         ints={"turn": [1, 2, 3, 0]},
