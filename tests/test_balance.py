@@ -15,12 +15,14 @@ from onnx import TensorProto, helper, numpy_helper
 import onnxprune
 from onnxprune import pipeline, runtime
 from onnxprune.axes import Factors, Mask, Values
-from onnxprune.coupling import Coupling
+from onnxprune.choosing import _fits
+from onnxprune.coupling import Coupling, Group
 from onnxprune.errors import BadPlanError
 from onnxprune.explaining import explanation, inspection
 from onnxprune.masks import best, composed, crossed, filled, kept_count, ranked
 from onnxprune.model import Array
 from onnxprune.passes.score import BY_ROW, DATA_DRIVEN, score
+from onnxprune.passes.score.slices import cells
 from onnxprune.passes.select import Budget, Options, select
 from onnxprune.plan import Plan, keep_of
 from onnxprune.tables import settled, solve
@@ -331,6 +333,21 @@ def test_what_leaves_the_graph_has_no_rows() -> None:
     assert group is not None
     assert group.same is not None
     assert group.same.text == "'v' enters or leaves the graph"
+
+
+def test_cells_of_rows_that_lie_inside_of_another_axis() -> None:
+    coupling = structure("parts and heads on one axis")
+    (group,) = (g for g in coupling.groups if g.rows > 1)
+    array = np.arange(8 * 6).reshape(8, 6)
+    found = cells(coupling.factors, coupling.layouts["b"], 1, array, group.factor)
+    assert found.tolist() == array.reshape(2, 4, 6).transpose(1, 2, 0).tolist()
+
+
+@pytest.mark.parametrize(("rows", "left", "fits"), [(3, 3, True), (3, 2, False), (2, 3, False)])
+def test_a_step_may_find_other_rows(rows: int, left: int, fits: bool) -> None:
+    own = Group("g", 0, 4, False, (), rows)
+    assert _fits(np.ones((rows, 4), bool), own, np.arange(5) < left) == fits
+    assert _fits(np.ones(4, bool), own, np.arange(5) < left)
 
 
 def test_scores_of_ranks() -> None:

@@ -247,8 +247,8 @@ NETS: dict[str, Net] = {
         refused={"w:1[1]": LACKING},
     ),
     "dims of two kinds on one axis": Net(
-        """p = MatMul(x, w) r = Reshape(p, split) n = Relu(r) f = Reshape(n, five)
-        m = Mul(f, scale) j = Reshape(m, joined) y = MatMul(j, wo)""",
+        """p = MatMul(x, w) r = Reshape(p, split) n = Relu(r) l = Reshape(n, joined)
+        f = Reshape(l, five) m = Mul(f, scale) j = Reshape(m, joined) y = MatMul(j, wo)""",
         {"w": (M, H * D * 2), "scale": (H, D, 1), "wo": (H * D * 2, 3)},
         {"split": [B, S, H, D * 2], "five": [B, S, H, D, 2], "joined": [0, 0, -1]},
         rows={"w:1[2]": D},
