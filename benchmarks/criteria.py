@@ -67,7 +67,7 @@ class Variant:
         """The scores."""
         given = {"sides": self.sides, "scale": self.scale}
         chosen = {key: value for key, value in given.items() if value is not None}
-        return score(coupling, self.criterion, self.seed, **chosen)  # type: ignore[arg-type]
+        return score(coupling, self.criterion, self.seed, balanced=False, **chosen)  # type: ignore[arg-type]
 
 
 RANDOM = [Variant("random", seed=seed) for seed in range(SEEDS)]

@@ -30,7 +30,9 @@ def kept_part(coupling: Coupling, keep: Keep, name: str, value: Any) -> Any:
         if not isinstance(factors.normal(layout), Opaque)
     }
     lossy = [axis for axis, mask in masks.items() if not mask.all()]
-    for axis in sorted(lossy, key=lambda axis: -masks[axis].ndim):  # rows first, while all are there
+    for axis in sorted(
+        lossy, key=lambda axis: -masks[axis].ndim
+    ):  # rows first, while all are there
         mask = masks[axis]
         if mask.ndim > 1:
             value = _by_rows(coupling, layouts, axis, mask, value)
