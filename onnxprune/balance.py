@@ -175,6 +175,8 @@ class _Node:
             return LACKING
         (y,) = rows
         alone = own == factor
+        if len({fit.sizes.get(y) for fit in self.bound.fits}) > 1:  # (batch head)
+            return LACKING
         beside = (_are_beside(axes, x, y, alone) for axes in self.patterns() if _times(x, axes))
         if row not in _direct(self.factors.normal(letters[y])) or not all(beside):
             return LACKING

@@ -28,7 +28,7 @@ from onnxprune.coupling import Bound, Coupling
 from onnxprune.model import Array, Model, Node, subgraphs
 from onnxprune.notation import Axis
 from onnxprune.plan import Keep
-from onnxprune.tables import by_rows
+from onnxprune.tables import by_rows, laid
 
 FLOATS: Final = frozenset(
     {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
@@ -221,10 +221,9 @@ class _Writer:
 
     def multiply(self, bound: Bound, position: int, axis: int) -> list[onnx.NodeProto]:
         """``operand * mask``, the mask (size, 1, ...) broadcast on one axis."""
-        mask, shape = self.spread(bound, position, axis)
         node, own = self.copy_of(bound.node), self.dtype(bound.node, position)
         kind = own if own in MULTIPLIED else TensorProto.INT32
-        factor = self.constant(self.factor(mask, kind).reshape(shape))
+        factor = self.constant(self.factor(self.spread(bound, position, axis), kind))
         value = node.input[position]
         nodes = []
         if kind != own:
@@ -236,18 +235,15 @@ class _Writer:
         node.input[position] = nodes[-1].output[0]
         return nodes
 
-    def spread(self, bound: Bound, position: int, axis: int) -> tuple[Mask, tuple[int, ...]]:
-        """The mask of an axis, with all rows of a table, and the shape that it is multiplied in."""
-        axes = bound.fit.operands[position]
-        assert axes is not None
+    def spread(self, bound: Bound, position: int, axis: int) -> Mask:
+        """The mask of an axis, or its table, as it is broadcast with the operand."""
+        axes = bound.fit.operands[position] or ()
         layouts = tuple(bound.layout(own, self.factors) for own in axes)
         mask = self.factors.mask(layouts[axis], self.keep)
         if mask.ndim == 1:
-            return mask, (-1, *[1] * (len(axes) - axis - 1))
-        place, mask = by_rows(self.factors, layouts, axis, mask)
-        wide = mask.reshape(*mask.shape, *[1] * (len(axes) - 2))
-        wide = np.moveaxis(wide, (0, 1), (place, axis))
-        return wide, wide.shape
+            return mask.reshape(-1, *[1] * (len(axes) - axis - 1))
+        place, table = by_rows(self.factors, layouts, axis, mask)
+        return np.asarray(laid(table, place, axis, len(axes)))
 
     def factor(self, mask: Mask, kind: int) -> Array:
         """The mask as numbers of an element type, jittered where that is asked for."""

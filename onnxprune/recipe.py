@@ -103,6 +103,7 @@ class Recipe(BaseModel):
     include: list[str] | None = None
     exclude: list[str] | None = None
     exact_only: bool | None = None
+    balanced: bool | None = None
     allow_io_change: list[str] | None = None
     steps: Count | None = None
     schedule: Schedule | None = None

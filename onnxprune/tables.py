@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -89,3 +90,47 @@ def by_rows(
     parts = normal.parts if isinstance(normal, Product) else (normal,)
     grid = np.indices([factors.size(part) for part in parts])[parts.index(row)]
     return place, table[grid.reshape(-1)]
+
+
+def laid(table: Any, place: int, axis: int, rank: int) -> Any:
+    """An array (n, m) as it is broadcast with a value of this rank: n and m on two of its axes."""
+    wide = table.reshape(*table.shape, *[1] * (rank - 2))
+    return np.moveaxis(wide, (0, 1), (place, axis))
+
+
+class Cut(NamedTuple):
+    """What is kept of an axis: the same everywhere, or by the index of another axis.
+
+    ``place`` is that axis, or ``axis`` itself; ``packed`` are the bits of the mask (size,) or
+    (size of place, size), so that equal cuts are equal.
+    """
+
+    axis: int
+    place: int
+    packed: bytes
+
+    def of(self, values: Any) -> Any:
+        """What is left of an array."""
+        rows = 1 if self.place == self.axis else values.shape[self.place]
+        count = rows * values.shape[self.axis]
+        table = np.unpackbits(np.frombuffer(self.packed, np.uint8), count=count)
+        indices = np.nonzero(table.reshape(rows, -1))[1].reshape(rows, -1)
+        if self.place == self.axis:
+            return np.take(values, indices[0], axis=self.axis)
+        wide = laid(indices, self.place, self.axis, values.ndim)
+        return np.take_along_axis(values, wide, self.axis)
+
+
+def cuts(factors: Factors, layouts: tuple[Layout, ...], keep: Kept) -> tuple[Cut, ...]:
+    """What is cut off a value's axes; first where rows keep their own, while all rows are there."""
+    found: list[Cut] = []
+    for axis, layout in enumerate(layouts):
+        if keep.keys().isdisjoint(factors.leaves(layout)):
+            continue
+        mask = factors.mask(layout, keep)
+        if mask.ndim > 1:
+            place, table = by_rows(factors, layouts, axis, mask)
+            found.insert(0, Cut(axis, place, np.packbits(table).tobytes()))
+        elif not mask.all():
+            found.append(Cut(axis, axis, np.packbits(mask).tobytes()))
+    return tuple(found)

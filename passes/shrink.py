@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxprune.axes import Factors, Layout, Mask, Opaque
+from onnxprune.axes import Layout, Opaque
 from onnxprune.bodies import restore
 from onnxprune.coupling import Bound, Coupling
 from onnxprune.edits import Edits, Wish
@@ -32,12 +32,10 @@ from onnxprune.plan import Keep, counts_of
 from onnxprune.rules.tables import ONE_BY_DEFAULT, RENAMES
 from onnxprune.rules.values import SIZES
 from onnxprune.stubs import idle, is_replaceable, stub
-from onnxprune.tables import by_rows
+from onnxprune.tables import Cut, cuts
 
 INTEGERS_FROM: Final = 9  # the opset from which on a Constant node may hold integers
 Stated = int | Fraction | None  # a size, or a dynamic one's share; None: as it is
-# For the axes that lose something: the axis, that which its rows lie along or itself, packed mask.
-Kept = tuple[tuple[int, int, bytes], ...]
 
 
 def shrink(
@@ -97,7 +95,7 @@ class _Shrink:
         self.model, self.factors = coupling.model, coupling.factors
         self.pruned = frozenset(keep)
         self.counts = counts_of(keep)
-        self.kept: dict[str, Kept] = {}
+        self.cuts: dict[str, tuple[Cut, ...]] = {}
 
     def slice_params(self, node: Node) -> None:
         """Let the node's constant operands lose what their layouts lose."""
@@ -105,25 +103,25 @@ class _Shrink:
             param = self.model.params.get(name)
             if param is None or name not in self.coupling.layouts:
                 continue
-            if name not in self.kept:
-                self.kept[name] = _kept(self.factors, self.coupling.layouts[name], self.keep)
-            kept = self.kept[name]
-            if not kept and name not in self.values:
+            if name not in self.cuts:
+                self.cuts[name] = cuts(self.factors, self.coupling.layouts[name], self.keep)
+            own = self.cuts[name]
+            if not own and name not in self.values:
                 continue
-            key = (kept, name if name in self.values else "")
+            key = (own, name if name in self.values else "")
             copy = name if "@" in name else f"{name}@{node.key}:{position}"
-            make = partial(self._sliced, param, kept)
+            make = partial(self._sliced, param, own)
             self.edits.constant(param.origin, node, position, Wish(key, copy, make))
 
-    def _sliced(self, param: Param, kept: Kept, name: str) -> onnx.TensorProto:
+    def _sliced(self, param: Param, own: tuple[Cut, ...], name: str) -> onnx.TensorProto:
         values = self.values.get(param.name)
         source = self.edits.constants.get(param.origin)
         if values is None:
             values = param.read()
         elif not param.folded:
             values = values.astype(helper.tensor_dtype_to_np_dtype(param.dtype), copy=False)
-        for part in kept:
-            values = _taken(values, *part)
+        for cut in own:
+            values = cut.of(values)
         tensor = self.made(np.ascontiguousarray(values), name)
         if source is not None:
             tensor.doc_string = source.doc_string
@@ -325,30 +323,3 @@ class _Shrink:
 def _whole(sizes: list[Stated]) -> list[int | None]:
     """The sizes that are known."""
     return [n if isinstance(n, int) else None for n in sizes]
-
-
-def _kept(factors: Factors, layouts: tuple[Layout, ...], keep: Keep) -> Kept:
-    """What the axes keep; first those of which each row keeps indices of its own."""
-    found: list[tuple[int, int, bytes]] = []
-    for axis, layout in enumerate(layouts):
-        if keep.keys().isdisjoint(factors.leaves(layout)):
-            continue
-        mask: Mask = factors.mask(layout, keep)
-        if mask.ndim > 1:
-            place, table = by_rows(factors, layouts, axis, mask)
-            found.insert(0, (axis, place, np.packbits(table).tobytes()))
-        elif not mask.all():
-            found.append((axis, axis, np.packbits(mask).tobytes()))
-    return tuple(found)
-
-
-def _taken(values: Array, axis: int, place: int, packed: bytes) -> Array:
-    """What is kept of an axis, everywhere the same or by the index of another axis."""
-    rows = 1 if place == axis else values.shape[place]
-    table = np.unpackbits(np.frombuffer(packed, np.uint8), count=rows * values.shape[axis])
-    indices = np.nonzero(table.reshape(rows, -1))[1].reshape(rows, -1)
-    if place == axis:
-        found: Array = np.take(values, indices[0], axis=axis)
-        return found
-    wide = indices.reshape(*indices.shape, *[1] * (values.ndim - 2))
-    return np.take_along_axis(values, np.moveaxis(wide, (0, 1), (place, axis)), axis)
