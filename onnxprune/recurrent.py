@@ -24,6 +24,7 @@ from onnxprune import runtime
 from onnxprune.coupling import Bound, Coupling
 from onnxprune.model import Array, Node
 from onnxprune.rules.tables import GATES
+from onnxprune.stepping import Stepper
 
 X, W, R, B, LENGTHS, START = range(6)  # operands
 OPERANDS: Final = 8
@@ -74,10 +75,23 @@ class Recurrent:
             before[way] = np.where(last[:, :, None], first[way], before[way])
         return before
 
-    def there(self, x: Array, operands: Operands) -> Array:
-        """Which steps (t, n) of what is read (t, n, i) count."""
+    def steps(
+        self, operands: Operands, limit: int, generator: np.random.Generator
+    ) -> tuple[Array, Array]:
+        """Some steps that count, where there are more: their times (p,) and sequences (p,).
+
+        Args:
+            operands: what the node reads, x (t, n, i) first.
+            limit: so many, at most.
+            generator: of the choice.
+        """
+        x = operands[X]
+        assert x is not None, "it is always given"
         steps, count = x.shape[:2]
-        return np.asarray(np.arange(steps)[:, None] < self._ends(steps, count, operands))
+        there = np.argwhere(np.arange(steps)[:, None] < self._ends(steps, count, operands))
+        if len(there) > limit:
+            there = there[np.sort(generator.choice(len(there), limit, replace=False))]
+        return there[:, 0], there[:, 1]
 
     def _ends(self, steps: int, count: int, operands: Operands) -> Array:
         """How many steps each sequence (n,) has."""
@@ -101,6 +115,17 @@ def recurrent_of(coupling: Coupling, bound: Bound) -> Recurrent | None:
         return None
     reset = GATES[node.op] and not node.attributes.get("linear_before_reset", 0)
     return Recurrent(node, bool(reset))
+
+
+def operands_of(stepper: Stepper, layer: Recurrent, batch: int) -> list[Array | None]:
+    """All operands of the layer in one model on one batch; None where there is none."""
+    place = stepper.index[layer.node.key]
+    found: list[Array | None] = [None] * OPERANDS
+    for position, name in enumerate(stepper.nodes[place].input):
+        if name:
+            own = stepper.constant(place, position)
+            found[position] = stepper.values[name][batch] if own is None else own
+    return found
 
 
 class Alone:

@@ -10,10 +10,9 @@ import numpy as np
 from onnxprune.gathering import SAME, is_held
 from onnxprune.model import Array
 from onnxprune.moments import TINY, Moments, best, is_finite, joined, ridge
-from onnxprune.recurrent import OPERANDS, Alone, B, Operands, R, Recurrent, W, X
+from onnxprune.recurrent import Alone, B, Operands, R, Recurrent, W, X, operands_of
 from onnxprune.refit import COMPUTED, SHARED, Refit
 from onnxprune.results import Layer
-from onnxprune.stepping import Stepper
 
 ROWS: Final = 24  # rows for each number that a weight multiplies, at most
 LEAST_ROWS: Final = 1 << 14
@@ -164,34 +163,21 @@ class _Fit:
 
     def seen(self, batch: int) -> Seen:
         """What one batch shows, of a choice of steps."""
-        old = self.operands(self.work.original, batch)
-        new = self.operands(self.work.pruned, batch)
+        old = operands_of(self.work.original, self.fitted, batch)
+        new = operands_of(self.work.pruned, self.fitted, batch)
         wide, narrow = (np.asarray(own, np.float32) for own in (old[X], new[X]) if own is not None)
         y = self.before(old)
         states = self.fitted.states(y, old)
-        steps = np.argwhere(self.fitted.there(wide, old))
         width = narrow.shape[2] + len(self.units)
         most = -(-max(ROWS * width, LEAST_ROWS) // self.work.pruned.count)
-        if len(steps) > most:
-            steps = steps[np.sort(self.work.generator.choice(len(steps), most, replace=False))]
-        at, of = steps[:, 0], steps[:, 1]
+        at, of = self.fitted.steps(old, most, self.work.generator)
         ways = len(states)
         from_x = np.matmul(wide[at, of], self.whole[0][:, self.gates].transpose(0, 2, 1))
         h = states[:, at, of]
         from_h = np.matmul(h, self.whole[1][:, self.gates].transpose(0, 2, 1))
-        x = np.broadcast_to(narrow[at, of], (ways, len(steps), narrow.shape[2]))
+        x = np.broadcast_to(narrow[at, of], (ways, len(at), narrow.shape[2]))
         new[W : B + 1] = [None] * 3
         return Seen(new, x, h[..., self.units], from_x, from_h, y[..., self.units])
-
-    def operands(self, stepper: Stepper, batch: int) -> list[Array | None]:
-        """All operands of the node in one of the models; None where there is none."""
-        place = stepper.index[self.node.key]
-        found: list[Array | None] = [None] * OPERANDS
-        for position, name in enumerate(stepper.nodes[place].input):
-            if name:
-                own = stepper.constant(place, position)
-                found[position] = stepper.values[name][batch] if own is None else own
-        return found
 
     def constant(self, position: int) -> Array | None:
         """A stored operand, as the pruned model has it."""

@@ -8,7 +8,9 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from onnxprune import runtime
 from onnxprune.model import Node
+from onnxprune.passes.score.readers import readers
 from onnxprune.passes.verify import verify
 from onnxprune.recurrent import Recurrent
 from onnxprune.refit import SHARED
@@ -155,3 +157,33 @@ def test_the_states_before_each_step() -> None:
     assert before[1, :, 0, 0].tolist() == [y[1, 1, 0, 0], y[2, 1, 0, 0], -1]
     assert before[1, 0, 1, 0] == y[1, 1, 1, 0]
     assert before[1, 1, 1, 0] == -1, "the second sequence ends after two steps"
+
+
+def test_scores_see_what_comes_in_and_the_states() -> None:
+    """Both products are readers; moments of the states are those that the layer goes through."""
+    proto = net("GRU", {"direction": "bidirectional", "linear_before_reset": 1})
+    coupling, own = coupled(proto), feeds()
+    by_name = {group.name.partition(":")[0]: group.factor for group in coupling.groups}
+    comes_in, states, _ = readers(coupling, own)
+    assert [list(reader.places) for reader in (comes_in, states)] == [
+        [by_name["m"]],
+        [by_name["w"]],
+    ]
+    assert comes_in.total == states.total > 0
+    shown = onnx.ModelProto()
+    shown.CopyFrom(proto)
+    shown.graph.output.append(
+        onnx.helper.make_tensor_value_info("s", TensorProto.FLOAT, [STEPS, 2, 3, UNITS])
+    )
+    given = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    session = runtime.session(shown, None)
+    seen = [[], []]  # type: list[list[Array]]
+    for one in own:
+        (after,) = runtime.run(session, one, ["s"])
+        first = given["h"]
+        seen[0] += [first[0], *after[:-1, 0]]
+        seen[1] += [first[1], *after[1:, 1]]
+    assert states.seen.covariance is not None
+    for way, rows in enumerate(seen):
+        expected = np.cov(np.concatenate(rows).T, bias=True)
+        assert np.abs(states.seen.covariance[0][way] - expected).max() < EXACT

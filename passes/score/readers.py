@@ -8,8 +8,8 @@ costs as it is.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -23,6 +23,7 @@ from onnxprune.notation import Axis
 from onnxprune.passes.score.magnitude import Progress
 from onnxprune.passes.score.places import Finder, Places
 from onnxprune.polynomials import Indices
+from onnxprune.recurrent import Alone, R, Recurrent, W, X, operands_of, recurrent_of
 from onnxprune.runtime import Feeds
 from onnxprune.stepping import Stepper
 from onnxprune.store import Kept, Store
@@ -124,9 +125,7 @@ def readers(
             continue
         if progress is not None:
             progress(bound.node.label)
-        reader = work.read(bound)
-        if reader is not None:
-            found.append(reader)
+        found += work.read(bound)
     return found
 
 
@@ -150,18 +149,23 @@ class _Pass:
     store: Store = field(default_factory=lambda: Store(LIMIT_BYTES))
     known: dict[object, Seen] = field(default_factory=dict)
 
-    def read(self, bound: Bound) -> Reader | None:
-        """The node's reader; the node has run then."""
+    def read(self, bound: Bound) -> list[Reader]:
+        """The node's readers, one for each product that it makes."""
         node = bound.node
         place = self.stepper.index[node.key]
         self.stepper.advance(place)
         reads = {name: self.stepper.values.get(name) for name in node.inputs}
         linear = linear_of(self.coupling, bound)
+        layer = recurrent_of(self.coupling, bound)
+        if layer is not None:
+            return self.recurrent(layer, bound)
         if linear is None:
             self.stepper.advance(place + 1, [node.outputs[0], *node.inputs])
-            return self.product(bound, reads, self.stepper.values[node.outputs[0]])
-        data = reads[node.inputs[linear.data]]
-        return None if data is None else self.linear(linear, data)
+            found = self.product(bound, reads, self.stepper.values[node.outputs[0]])
+        else:
+            data = reads[node.inputs[linear.data]]
+            found = None if data is None else self.linear(linear, data)
+        return [] if found is None else [found]
 
     def linear(self, linear: Linear, data: Kept) -> Reader | None:
         """The reader of a node that is linear in a stored weight."""
@@ -181,31 +185,75 @@ class _Pass:
         key = linear.view if single else linear.node.key
         seen = self.known.get(key)
         if seen is None:
-            self.known[key] = seen = self.seen(linear, data, own, weight.shape[:3])
+            own_rows = self.rows(linear, data, own, weight.shape[:3])
+            self.known[key] = seen = self.seen(own_rows, weight.shape[:3])
+        return self.reader(linear.node.label, seen, weight, places)
+
+    def reader(self, label: str, seen: Seen, weight: Array, places: Places) -> Reader:
+        """The reader of a product with a weight (b, d, t, o)."""
         squares = np.square(weight, dtype=np.float64).sum(axis=(2, 3))
         if seen.covariance is None:
             total = seen.total(weight) if self.moments else 0.0
-            return Reader(linear.node.label, seen, None, squares, total, places)
+            return Reader(label, seen, None, squares, total, places)
         mixed, covariance = _mixed(weight, seen.taps), seen.covariance[0]
         total = float(np.einsum("bdr,bdr->", mixed, np.matmul(covariance, mixed)))
         energy = float((seen.power * squares).sum())
         total = total if total > CONSTANT * energy else energy
-        kept = self.store.keep((mixed,))
-        return Reader(linear.node.label, seen, kept, squares, total, places)
+        return Reader(label, seen, self.store.keep((mixed,)), squares, total, places)
 
-    def seen(self, linear: Linear, data: Kept, own: Sizes, shape: tuple[int, ...]) -> Seen:
-        """What a node (b, d, t) reads, from a choice of rows."""
-        batch, wide, taps = shape
-        full = self.moments and wide <= WIDE
+    def recurrent(self, layer: Recurrent, bound: Bound) -> list[Reader]:
+        """The readers of a recurrent layer: of what comes in, and of the states.
+
+        Each adds its product to the gates, so that losses are in shares of both together.
+        """
+        node = layer.node
+        forms = [_form(bound.fit.operands[k]) for k in (W, R)]
+        if None in forms or not _runs(self.stepper, layer):
+            return []
+        alone = Alone(self.stepper.proto, self.stepper.nodes[self.stepper.index[node.key]])
+        params, count = self.coupling.model.params, self.stepper.count
+        weights = [
+            np.asarray(params[node.inputs[k]].read(), np.float32).transpose(0, 2, 1)[:, :, None]
+            for k in (W, R)
+        ]
+        sides: list[list[Array]] = [[], []]
+        limit = -(-max(ROWS * max(w.shape[1] for w in weights), LEAST_ROWS) // count)
+        for batch in range(count):
+            operands = operands_of(self.stepper, layer, batch)
+            x, ways = np.asarray(operands[X], np.float32), len(weights[0])
+            states = layer.states(alone(operands), operands)
+            at, of = layer.steps(operands, limit, self.generator)
+            for own, rows in zip(sides, (x[None].repeat(ways, 0), states), strict=True):
+                own.append(rows[:, at, of].swapaxes(0, 1)[..., None])
+        found = []
+        for form, weight, own in zip(forms, weights, sides, strict=True):
+            assert form is not None, "it has been looked at"
+            places = self.finder.places(bound, form[-1], [weight.shape[1]], form[0])
+            seen = self.seen(own, weight.shape[:3])
+            found.append(self.reader(node.label, seen, weight, places))
+        total = sum(reader.total for reader in found)
+        return [replace(reader, total=total) for reader in found if reader.places]
+
+    def rows(
+        self, linear: Linear, data: Kept, own: Sizes, shape: tuple[int, ...]
+    ) -> Iterator[Array]:
+        """What a node (b, d, t) reads: a choice of rows (p, b, d, t) for each batch."""
+        _, wide, taps = shape
         limit = -(-max(int(ROWS * wide / taps**0.5), LEAST_ROWS) // len(data))
         kernel = linear.root.sizes(self.coupling.model.params[linear.root.name].shape)
-        squares = Squares(full)
-        along, sums, count = np.zeros((taps, taps)), np.zeros((batch, wide, taps)), 0
-        first = np.zeros((0, batch, wide, taps), np.float32)
         for one in data:
             x = linear.inputs(one, linear.result_shape(one.shape, kernel), kernel, own)
             places = _places(x.shape[: len(linear.rows)], limit, self.generator)
-            flat = picked(x, len(linear.rows), places).reshape(len(places), batch, wide, taps)
+            yield picked(x, len(linear.rows), places).reshape(len(places), *shape)
+
+    def seen(self, rows: Iterable[Array], shape: tuple[int, ...]) -> Seen:
+        """What a node (b, d, t) reads, from some rows (p, b, d, t)."""
+        batch, wide, taps = shape
+        full = self.moments and wide <= WIDE
+        squares = Squares(full)
+        along, sums, count = np.zeros((taps, taps)), np.zeros((batch, wide, taps)), 0
+        first = np.zeros((0, batch, wide, taps), np.float32)
+        for flat in rows:
             flat = np.asarray(flat[np.isfinite(flat).all(axis=(1, 2, 3))], np.float32)
             if self.moments and not full and len(first) < FEW_ROWS:
                 first = np.concatenate([first, flat[:FEW_ROWS]])
@@ -260,6 +308,11 @@ class _Pass:
         power = np.atleast_2d(energy)
         seen = Seen(power, np.zeros_like(power))
         return Reader(node.label, seen, None, np.ones_like(power), total, places)
+
+
+def _runs(stepper: Stepper, layer: Recurrent) -> bool:
+    """Whether all that samples change is at hand."""
+    return all(name in stepper.values or name in stepper.tensors for name in layer.reads)
 
 
 def _form(axes: tuple[Axis, ...] | None) -> tuple[Letters, ...] | None:
