@@ -35,6 +35,7 @@ from onnxprune.oracle import FLOATS
 from onnxprune.rules.tables import LINEAR
 
 LACKING: Final = "not all that it reads or makes has the rows"
+DYNAMIC: Final = "the rows stand beside a dynamic size"
 Layouts = Mapping[str, tuple[Layout, ...]]
 Axes = tuple[Axis, ...]
 
@@ -160,6 +161,8 @@ class _Node:
         for x in [x for x, own in letters.items() if factor in leaves(own)]:
             if self.is_integer(x):
                 return "it sums integers"
+            if any(map(self.is_dynamic, (x, *rows))):
+                return DYNAMIC
             if _is_inside(letters[x], factor, row):
                 continue
             text = self.apart(x, rows, factor, row)
@@ -175,8 +178,6 @@ class _Node:
             return LACKING
         (y,) = rows
         alone = own == factor
-        if len({fit.sizes.get(y) for fit in self.bound.fits}) > 1:  # (batch head)
-            return LACKING
         beside = (_are_beside(axes, x, y, alone) for axes in self.patterns() if _times(x, axes))
         if row not in _direct(self.factors.normal(letters[y])) or not all(beside):
             return LACKING
@@ -187,6 +188,10 @@ class _Node:
             name and not _times(y, axes or ()) for name, axes in names
         )
         return None if summed or (carried and not lost) else "it combines the rows"
+
+    def is_dynamic(self, letter: str) -> bool:
+        """Whether a letter's size is another one for other inputs: a mask would fit one of them."""
+        return len({fit.sizes.get(letter) for fit in self.bound.fits}) > 1
 
     def patterns(self) -> list[Axes]:
         """The patterns of its operands and results."""

@@ -228,9 +228,7 @@ def _inside(
 def _noise(run: Prepared, checks: Sequence[Check]) -> dict[str, float]:
     """What rounding alone does to the values that differ: the oracle against itself, jittered."""
     wrong = [check.value for check in checks if not check.ok and check.count]
-    if not wrong:
-        return {}
-    found = _inside(run, wrong, run.feeds, compare.NOISE_LIMIT, jitter=0)
+    found = _inside(run, wrong, run.feeds, compare.NOISE_LIMIT, jitter=0) if wrong else []
     return {c.value: c.error for c in found if c.value in wrong and c.error < compare.INCOMPARABLE}
 
 
@@ -239,11 +237,10 @@ def _allowing(noise: Mapping[str, float], checks: Sequence[Check]) -> list[Check
     found = []
     for check in checks:
         own = compare.NOISE_FACTOR * noise.get(check.value, 0.0)
-        if own > compare.NOISE_LIMIT and not check.output:
-            found.append(replace(check, allowed=max(check.allowed, own), blind=True))
-            continue
-        own = own if own < compare.NOISE_FACTOR else 0.0
-        found.append(replace(check, allowed=max(check.allowed, min(own, compare.NOISE_LIMIT))))
+        is_all = own > compare.NOISE_LIMIT and not check.output
+        if not is_all:
+            own = min(own, compare.NOISE_LIMIT) if own < compare.NOISE_FACTOR else 0.0
+        found.append(replace(check, allowed=max(check.allowed, own), blind=check.blind or is_all))
     return found
 
 

@@ -260,6 +260,15 @@ NETS: dict[str, Net] = {
         {"split": [B, S, 2 * H, D], "five": [B, S, 2, H, D], "joined": [0, 0, -1]},
         rows={"w:1[1]": H},
     ),
+    "heads in a dynamic batch": Net(
+        """p = MatMul(x, w) r = Reshape(p, split) t = Transpose <perm = [0, 2, 1, 3]> (r)
+        f = Reshape(t, folded) n = Relu(f) u = Reshape(n, apart)
+        v = Transpose <perm = [0, 2, 1, 3]> (u) j = Reshape(v, joined) y = MatMul(j, wo)""",
+        {"w": (M, H * D), "wo": (H * D, 3)},
+        {"split": [0, 0, H, D], "folded": [-1, S, D], "apart": [-1, H, S, D], "joined": [0, 0, -1]},
+        refused={"w:1[1]": balance.DYNAMIC},
+        signature=f"(float[N,{S},{M}] x) => (float[N,{S},3] y)",
+    ),
     "three factors on one axis": Net(
         """p = MatMul(x, w) r = Reshape(p, split) n = Relu(r) m = Mul(n, scale)
         j = Reshape(m, joined) y = MatMul(j, wo)""",
