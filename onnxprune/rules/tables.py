@@ -183,6 +183,8 @@ DRAWS: Final = frozenset(
     }
 )
 DRAWS_IN_TRAINING: Final = {"Dropout": 2}
+# Operators that fill a value of stated size with one number.
+FILLS: Final = frozenset({"ConstantOfShape"})
 # Operators of whose results data decides the size.
 SIZED_BY_DATA: Final = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
 # Operands whose values say how large the results are.
