@@ -20,7 +20,7 @@ GATE = {
     "activation_alpha": 1.702,
     "activation_beta": 1.0,
 }
-EXPERTS = 3
+EXPERTS, K = 5, 2  # of which each token takes so many
 
 
 def packed(values: np.ndarray, bits: int, block: int) -> tuple[np.ndarray, np.ndarray]:
@@ -39,7 +39,7 @@ def net(bits: int, block: int, gated: bool, h: int = 32, i: int = 48) -> onnx.Mo
     """x (7, 6) -> h wide tokens -> experts i wide inside -> 5; floats where bits is 0."""
     rows = 2 if gated else 1
     w1, w2 = weight(1, EXPERTS, rows * i, h), weight(2, EXPERTS, h, i)
-    how: dict[str, Any] = {"k": 2, **(GATE if gated else {"activation_type": "silu"})}
+    how: dict[str, Any] = {"k": K, **(GATE if gated else {"activation_type": "silu"})}
     tensors = {"w_in": weight(3, 6, h), "w_router": weight(4, 6, EXPERTS), "w_out": weight(5, h, 5)}
     tensors |= {"b1": weight(6, EXPERTS, rows * i), "b2": weight(7, EXPERTS, h)}
     if bits:
@@ -89,7 +89,7 @@ def test_experts_lose_channels(
     proto = net(bits, block, gated)
     coupling = coupled(proto)
     sizes = {(group.size, group.mixing) for group in coupling.groups}
-    assert sizes == {(inside, False), (tokens, True)}
+    assert sizes == {(inside, False), (tokens, True), (EXPERTS, True)}
     keep = halves(coupling)
     small = shrink(coupling, keep)
     verdict = verify(coupling, keep, small)
@@ -98,8 +98,9 @@ def test_experts_lose_channels(
     dims = {t.name: list(t.dims) for t in small.graph.initializer}
     before = {t.name: list(t.dims) for t in proto.graph.initializer}
     kept = [1 / 2 if not block else 1 / 3, 1 / 2]
-    assert dims["b1"] == [EXPERTS, before["b1"][1] * kept[0]]
-    assert dims["w2"] == [EXPERTS, 16, before["w2"][2] * kept[0]]
+    assert dims["b1"] == [K, before["b1"][1] * kept[0]]
+    assert dims["w2"] == [K, 16, before["w2"][2] * kept[0]]
+    assert dims["w_router"] == [6, K]
 
 
 @pytest.mark.parametrize("spoilt", ["w1", "s1", "b1", "w2"])
@@ -126,9 +127,12 @@ def test_packed_weights_count_as_what_they_stand_for(bits: int, block: int) -> N
         np.testing.assert_allclose(found, np.sqrt((parts**2).sum(axis=-1)), atol=0.75 * step)
 
 
-def test_the_command_prunes_experts() -> None:
-    small, report = onnxprune.prune(net(4, 16, True), ratio=0.5, align=1)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_as_many_experts_stay_as_a_token_takes(channels: int) -> None:
+    own = net(4, 16, True)
+    small, report = onnxprune.prune(own, ratio=0.9, align=1, min_channels=channels)
     assert report.verification is not None
     assert report.verification.ok
     assert report.after.size_bytes < report.before.size_bytes
     assert onnxprune.inspect(small).macs == report.after.macs
+    assert {t.name: t.dims for t in small.graph.initializer}["w_router"] == [6, max(K, channels)]

@@ -285,6 +285,9 @@ QUANTISED: Final[Mapping[str, tuple[int, int | None, int, Axis]]] = {
 PACKED: Final = {"com.microsoft::MatMulNBits": 1}
 # The same of experts, (experts, rows, bytes): the weights, with their scales and zero points.
 PACKED_EXPERTS: Final = {"com.microsoft::QMoE": {2: (3, 11), 5: (6, 12)}}
+# Operators that pick among the indices of an operand's last axis: the operand, and the attribute
+# that says how many; so many have to stay.
+PICKS_AMONG: Final = {"com.microsoft::MoE": (1, "k"), "com.microsoft::QMoE": (1, "k")}
 # Nodes that hold a constant of the file.
 CONSTANTS: Final = frozenset({"Constant"})
 # Operators that don't read the values of what their row marks with ~: type or sizes are enough.
