@@ -136,3 +136,44 @@ def test_as_many_experts_stay_as_a_token_takes(channels: int) -> None:
     assert report.after.size_bytes < report.before.size_bytes
     assert onnxprune.inspect(small).macs == report.after.macs
     assert {t.name: t.dims for t in small.graph.initializer}["w_router"] == [6, max(K, channels)]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_packed_table_of_tokens_loses_whole_blocks(bits: int) -> None:
+    """ids (n, s) -> 64 wide tokens, in four blocks of 16 -> a layer -> 5."""
+    table = np.clip(weight(1, 11, 64) * 20, -3, 3)
+    values, scale = packed(table[None], bits, 16)
+    proto = model(
+        [
+            onnx.helper.make_node(
+                "GatherBlockQuantized",
+                ["table", "ids", "scale"],
+                ["t"],
+                domain="com.microsoft",
+                bits=bits,
+                block_size=16,
+            ),
+            node("MatMul", "t w1", "a"),
+            node("Relu", "a", "r"),
+            node("MatMul", "r w2", "y"),
+        ],
+        {"ids": ["n", "s"]},
+        {"y": ["n", "s", 5]},
+        {"table": values[0], "scale": scale[0], "w1": weight(2, 64, 8), "w2": weight(3, 8, 5)},
+        ids=onnx.TensorProto.INT64,
+    )
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    coupling = coupled(proto)
+    assert [(group.size, group.mixing) for group in coupling.groups] == [(4, False), (8, False)]
+    assert coupling.model.dtypes["t"] == onnx.TensorProto.FLOAT
+    keep = halves(coupling)
+    small = shrink(coupling, keep)
+    verdict = verify(coupling, keep, small)
+    assert verdict.ok, verdict.summary()
+    assert not verdict.blind
+    dims = {t.name: list(t.dims) for t in small.graph.initializer}
+    assert (dims["table"], dims["scale"], dims["w1"]) == ([11, 4 * bits], [11, 2], [32, 4])
+    found = meant(coupling.model, "table", stored_values(coupling.model)["table"])
+    parts = table.reshape(11, -1, 8 // bits)
+    step = 3 / (2 ** (bits - 1) - 1)
+    np.testing.assert_allclose(found, np.sqrt((parts**2).sum(axis=-1)), atol=0.75 * step)
