@@ -92,6 +92,9 @@ _CONTRIB: Final[dict[str, tuple[Case, ...]]] = {
         _case((2, 64), (6, 2, 16), (6, 2), K=64, N=6, bits=4, block_size=32),
         _case((2, 64), (6, 2, 16), (6, 2), (6, 1), K=64, N=6, bits=4, block_size=32),
     ),
+    "DecoderMaskedMultiHeadAttention": (
+        _case((2, 1, 24), (2, 4, 7, 6), (2, 4, 7, 6), num_heads=4),
+    ),
     "GatherBlockQuantized": (
         _case((50, 32), [3, 1, 4], (50, 4), block_size=16, bits=4),
         _case((50, 64), (2, 5), (50, 4), block_size=16, bits=8),

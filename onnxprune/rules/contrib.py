@@ -48,6 +48,7 @@ _ROWS: Final[dict[str, str | Computed]] = {
     "TransposeMatMul": fused_matmul,
     # fused transformer blocks
     "Attention": attention.packed,
+    "DecoderMaskedMultiHeadAttention": attention.decoder,
     "EmbedLayerNormalization": attention.embed_norm,
     "GroupQueryAttention": attention.grouped,
     "MoE": experts.moe,

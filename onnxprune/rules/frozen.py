@@ -60,7 +60,7 @@ _CONTRIB: Final = {
         "BeamSearch BifurcationDetector GreedySearch NGramRepeatBlock Sampling WhisperBeamSearch"
     ),
     "its cache is a buffer that it shares with its operand, at a step of generation": (
-        "DecoderMaskedMultiHeadAttention SparseAttention"
+        "SparseAttention"
     ),
     "it carries a state from call to call, in an order of its own": (
         "AttnLSTM CausalConvWithState GatedDeltaNet LinearAttention LinearAttentionGate"
