@@ -60,7 +60,12 @@ class Space:
 
 
 def space_of(
-    needs: list[Values], steps: Alignment, options: Options, free: Mask, limited: bool
+    needs: list[Values],
+    steps: Alignment,
+    options: Options,
+    free: Mask,
+    limited: bool,
+    fewest: Values,
 ) -> Space:
     """The counts that may be chosen.
 
@@ -70,10 +75,11 @@ def space_of(
         options: the others that bound them.
         free: (v,) which groups may be pruned.
         limited: whether the largest ratio counts: under a budget.
+        fewest: (v,) how many have to stay, whatever the options say.
     """
     full = steps.sizes
     least = np.ceil(full * (1 - options.max_ratio) - EPSILON) if limited else np.ones(len(full))
-    floors = steps.above(np.maximum(least, options.min_channels))
+    floors = steps.above(np.maximum(np.maximum(least, options.min_channels), fewest))
     floors = np.where(free, np.minimum(floors, full), full)
     sums = [np.concatenate([[0.0], np.cumsum(np.sort(values)[::-1])]) for values in needs]
     open_ = np.flatnonzero(free)

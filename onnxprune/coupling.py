@@ -32,7 +32,7 @@ class Group:
 
     ``mixing`` groups change what survives (norm statistics); all others are exact. In ``rows`` rows
     indices may differ, as many in each (see ``onnxprune.balance``); where that is more than 1 but
-    for a node, ``same`` says why not.
+    for a node, ``same`` says why not. ``least`` is how many have to stay.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Group:
     members: tuple[Member, ...] = field(repr=False)
     rows: int = 1
     same: Reason | None = None
+    least: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ PICKS: Final[Mapping[str, tuple[tuple[int, int], ...]]] = {
     "GatherElements": ((1, 0),),
     "GatherND": ((1, 0),),
     "com.microsoft::EmbedLayerNormalization": ((0, 2), (1, 4)),
+    "com.microsoft::GatherBlockQuantized": ((1, 0),),
 }
 # Operators whose first result holds nothing but values of their first operand.
 CARRIES: Final = frozenset(

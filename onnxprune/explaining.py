@@ -16,6 +16,7 @@ from onnxprune.model import DEFAULTED_FROM, subgraphs
 from onnxprune.plan import Keep, counts_of
 from onnxprune.results import FrozenRow, GroupRow, Inspection
 from onnxprune.rules import Unprunable, row_of
+from onnxprune.rules.tables import FILLS
 
 SHOWN = 40  # members that an explanation lists
 
@@ -166,6 +167,12 @@ def nothing_to_prune(coupling: Coupling) -> str:
     rows = sorted(
         frozen_rows(coupling), key=lambda row: (not row.reason.startswith("node "), -row.size)
     )
+    filled = [node for node in coupling.model.nodes if node.op in FILLS]
+    if not rows and filled:
+        return (
+            f"'{name}' stores no weights: {len(filled)} nodes, such as {filled[0].label}, fill "
+            "them with one value each when it runs, so there is nothing to prune"
+        )
     if not rows:
         return f"'{name}' has no weight with an axis longer than 1, so there is nothing to prune"
     more = f" (and {len(rows) - 1} more: see onnxprune inspect)" if len(rows) > 1 else ""

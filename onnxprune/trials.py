@@ -157,6 +157,7 @@ def _meets(
         free &= matches(coupling, group, options.exclude) is None
         ratio = min(ratios.get(group.name, 0.0), options.max_ratio)
         if free and ratio:
-            counts[group.factor] = max(options.min_channels, round(group.size * (1 - ratio)))
+            fewest = max(options.min_channels, group.least)
+            counts[group.factor] = max(fewest, round(group.size * (1 - ratio)))
     cost = costs.cost(counts)
     return all(getattr(cost, measure) <= limit for measure, limit in limits.items())

@@ -17,7 +17,7 @@ from onnxprune.model import Model, Node
 from onnxprune.notation import Fit
 from onnxprune.rules import Row, Unprunable, fit_node
 from onnxprune.rules.control import Link, links
-from onnxprune.rules.tables import DEQUANTIZES, UNREAD
+from onnxprune.rules.tables import DEQUANTIZES, PICKS_AMONG, UNREAD
 from onnxprune.stubs import is_replaceable
 
 INTEGERS: Final = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})
@@ -317,10 +317,27 @@ def _groups(walk: _Walk) -> tuple[Group, ...]:
                 found.setdefault(leaf, []).append(Member(param, axis, normal, contracted))
                 suffix = f"[{position}]" if len(leaves) > 1 else ""
                 names.setdefault(leaf, f"{param}:{axis}{suffix}")
+    least = _least(walk)
     return tuple(
-        Group(names[leaf], leaf, factors.size(leaf), factors.is_mixing(leaf), tuple(members))
+        Group(
+            *(names[leaf], leaf, factors.size(leaf), factors.is_mixing(leaf), tuple(members)),
+            least=min(least.get(leaf, 1), factors.size(leaf)),
+        )
         for leaf, members in found.items()
     )
+
+
+def _least(walk: _Walk) -> dict[int, int]:
+    """How many indices of a factor have to stay, where an operator picks so many among them."""
+    found: dict[int, int] = {}
+    for bound in walk.bound:
+        operand, attribute = PICKS_AMONG.get(bound.node.op, (0, ""))
+        axes = bound.fit.operands[operand] if attribute else None
+        if axes:
+            count = int(bound.node.attributes.get(attribute, 1))
+            for leaf in walk.factors.leaves(bound.layout(axes[-1], walk.factors)):
+                found[leaf] = max(found.get(leaf, 1), count)
+    return found
 
 
 def _in_use(model: Model) -> dict[str, None]:

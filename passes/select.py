@@ -116,10 +116,11 @@ def select(
     if limits:
         free &= np.any([cost.touching(m, limit) for m, limit in limits.items()], axis=0)
     needs = _needs(coupling, scores, goal)
+    fewest = np.array([group.least for group in coupling.groups], np.float64)
 
     def spaced(own: Options) -> Space:
         steps = alignment(coupling, own.align, own.stairs)
-        return space_of(needs, steps, own, free, bool(given))
+        return space_of(needs, steps, own, free, bool(given), fewest)
 
     if given and goal.use(spaced(options).floors) > 1:  # parts of blocks may be fine enough
         options = replace(options, stairs=options.stairs.finer())

@@ -101,12 +101,11 @@ def verify(
     run = prepared(pair, inputs, seed)
     say("run the pruned model")
     found = _verdict(run, tolerance or limit, tolerance is None)
-    seen = [run]
+    runs = [run]
     for way in ways(coupling, keep) if found.ok else ():
         say(f"run {way.label}")
-        found, forced = _on_way(found, way, run, seed, (tolerance or limit, tolerance is None))
-        seen += forced
-    notes += unentered(seen) if found.ok else ()
+        found = _on_way(found, way, runs, seed, (tolerance or limit, tolerance is None))
+    notes += unentered(runs) if found.ok else ()
     if half and found.ok:
         failure, note = _as_it_is(replace(run, pair=replace(pair, wide=False)), kind)
         found = replace(found, failure=failure)
@@ -115,29 +114,28 @@ def verify(
 
 
 def _on_way(
-    found: Verification, way: Way, run: Prepared, seed: int, allowed: tuple[float, bool]
-) -> tuple[Verification, list[Prepared]]:
-    """The verdict with that on one way through the model's branches, and what was run."""
-    pair = replace(run.pair, forced=way.steps)
+    found: Verification, way: Way, runs: list[Prepared], seed: int, allowed: tuple[float, bool]
+) -> Verification:
+    """The verdict with that on one way through the model's branches, whose run joins the others."""
+    pair = replace(runs[0].pair, forced=way.steps)
     try:
-        forced = prepared(pair, None, seed, run.feeds)
+        runs.append(prepared(pair, None, seed, runs[0].feeds))
     except RunError:
-        return found, []  # which ``unentered`` tells
-    own = _verdict(forced, *allowed)
+        return found  # which ``unentered`` tells
+    own = _verdict(runs[-1], *allowed)
     if own.failure is not None:
-        return replace(found, failure=f"{way.label}: {own.failure}"), [forced]
+        return replace(found, failure=f"{way.label}: {own.failure}")
     if own.blind:
         note = f"{way.label} gives nothing that varies: it was not compared"
-        return replace(found, notes=(*found.notes, note)), [forced]
+        return replace(found, notes=(*found.notes, note))
     worst = max(own.checks, key=lambda check: check.error / check.allowed)
-    both = replace(
+    return replace(
         found,
         checks=(*found.checks, replace(worst, value=f"{worst.value} ({way.label})")),
         noise=max((x for x in (found.noise, own.noise) if x is not None), default=None),
         inner_values=found.inner_values + own.inner_values,
         inner_numbers=found.inner_numbers + own.inner_numbers,
     )
-    return both, [forced]
 
 
 def _in_order(model: Model, shrunk: onnx.ModelProto) -> tuple[str | None, tuple[str, ...]]:
@@ -289,11 +287,8 @@ def _explained(run: Prepared, wrong: Sequence[Check]) -> str:
 def _drawn(model: Model) -> str:
     """Why a difference may be no fault of the pruning; nothing if all is computed."""
     found = next((node for node in model.nodes if draws(node.proto)), None)
-    return (
-        f"; {found.label} draws random numbers, so that runs may differ by themselves"
-        if found
-        else ""
-    )
+    told = "draws random numbers, so that runs may differ by themselves"
+    return f"; {found.label} {told}" if found else ""
 
 
 def _differs(check: Check) -> str:

@@ -75,7 +75,7 @@ def halves(coupling: Coupling, seed: int = 0, exact: bool = False) -> dict[int, 
     found = {}
     for group in coupling.groups:
         mask = np.zeros(group.size, bool)
-        mask[generator.permutation(group.size)[: max(1, group.size // 2)]] = True
+        mask[generator.permutation(group.size)[: max(group.least, group.size // 2)]] = True
         if not (exact and group.mixing):
             found[group.factor] = mask
     return found

@@ -20,7 +20,7 @@ GATE = {
     "activation_alpha": 1.702,
     "activation_beta": 1.0,
 }
-EXPERTS = 3
+EXPERTS, K = 5, 2  # of which each token takes so many
 
 
 def packed(values: np.ndarray, bits: int, block: int) -> tuple[np.ndarray, np.ndarray]:
@@ -39,7 +39,7 @@ def net(bits: int, block: int, gated: bool, h: int = 32, i: int = 48) -> onnx.Mo
     """x (7, 6) -> h wide tokens -> experts i wide inside -> 5; floats where bits is 0."""
     rows = 2 if gated else 1
     w1, w2 = weight(1, EXPERTS, rows * i, h), weight(2, EXPERTS, h, i)
-    how: dict[str, Any] = {"k": 2, **(GATE if gated else {"activation_type": "silu"})}
+    how: dict[str, Any] = {"k": K, **(GATE if gated else {"activation_type": "silu"})}
     tensors = {"w_in": weight(3, 6, h), "w_router": weight(4, 6, EXPERTS), "w_out": weight(5, h, 5)}
     tensors |= {"b1": weight(6, EXPERTS, rows * i), "b2": weight(7, EXPERTS, h)}
     if bits:
@@ -89,7 +89,7 @@ def test_experts_lose_channels(
     proto = net(bits, block, gated)
     coupling = coupled(proto)
     sizes = {(group.size, group.mixing) for group in coupling.groups}
-    assert sizes == {(inside, False), (tokens, True)}
+    assert sizes == {(inside, False), (tokens, True), (EXPERTS, True)}
     keep = halves(coupling)
     small = shrink(coupling, keep)
     verdict = verify(coupling, keep, small)
@@ -98,8 +98,9 @@ def test_experts_lose_channels(
     dims = {t.name: list(t.dims) for t in small.graph.initializer}
     before = {t.name: list(t.dims) for t in proto.graph.initializer}
     kept = [1 / 2 if not block else 1 / 3, 1 / 2]
-    assert dims["b1"] == [EXPERTS, before["b1"][1] * kept[0]]
-    assert dims["w2"] == [EXPERTS, 16, before["w2"][2] * kept[0]]
+    assert dims["b1"] == [K, before["b1"][1] * kept[0]]
+    assert dims["w2"] == [K, 16, before["w2"][2] * kept[0]]
+    assert dims["w_router"] == [6, K]
 
 
 @pytest.mark.parametrize("spoilt", ["w1", "s1", "b1", "w2"])
@@ -126,9 +127,53 @@ def test_packed_weights_count_as_what_they_stand_for(bits: int, block: int) -> N
         np.testing.assert_allclose(found, np.sqrt((parts**2).sum(axis=-1)), atol=0.75 * step)
 
 
-def test_the_command_prunes_experts() -> None:
-    small, report = onnxprune.prune(net(4, 16, True), ratio=0.5, align=1)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_as_many_experts_stay_as_a_token_takes(channels: int) -> None:
+    own = net(4, 16, True)
+    small, report = onnxprune.prune(own, ratio=0.9, align=1, min_channels=channels)
     assert report.verification is not None
     assert report.verification.ok
     assert report.after.size_bytes < report.before.size_bytes
     assert onnxprune.inspect(small).macs == report.after.macs
+    assert {t.name: t.dims for t in small.graph.initializer}["w_router"] == [6, max(K, channels)]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_packed_table_of_tokens_loses_whole_blocks(bits: int) -> None:
+    """ids (n, s) -> 64 wide tokens, in four blocks of 16 -> a layer -> 5."""
+    table = np.clip(weight(1, 11, 64) * 20, -3, 3)
+    values, scale = packed(table[None], bits, 16)
+    proto = model(
+        [
+            onnx.helper.make_node(
+                "GatherBlockQuantized",
+                ["table", "ids", "scale"],
+                ["t"],
+                domain="com.microsoft",
+                bits=bits,
+                block_size=16,
+            ),
+            node("MatMul", "t w1", "a"),
+            node("Relu", "a", "r"),
+            node("MatMul", "r w2", "y"),
+        ],
+        {"ids": ["n", "s"]},
+        {"y": ["n", "s", 5]},
+        {"table": values[0], "scale": scale[0], "w1": weight(2, 64, 8), "w2": weight(3, 8, 5)},
+        ids=onnx.TensorProto.INT64,
+    )
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    coupling = coupled(proto)
+    assert [(group.size, group.mixing) for group in coupling.groups] == [(4, False), (8, False)]
+    assert coupling.model.dtypes["t"] == onnx.TensorProto.FLOAT
+    keep = halves(coupling)
+    small = shrink(coupling, keep)
+    verdict = verify(coupling, keep, small)
+    assert verdict.ok, verdict.summary()
+    assert not verdict.blind
+    dims = {t.name: list(t.dims) for t in small.graph.initializer}
+    assert (dims["table"], dims["scale"], dims["w1"]) == ([11, 4 * bits], [11, 2], [32, 4])
+    found = meant(coupling.model, "table", stored_values(coupling.model)["table"])
+    parts = table.reshape(11, -1, 8 // bits)
+    step = 3 / (2 ** (bits - 1) - 1)
+    np.testing.assert_allclose(found, np.sqrt((parts**2).sum(axis=-1)), atol=0.75 * step)

@@ -8,6 +8,7 @@ import pytest
 from onnx import helper
 
 import onnxprune
+from onnxprune.errors import NothingToPruneError
 from tests.graphs import convolutions, coupled, model, node, weight
 from tests.test_bodies import agree, small_and_silent
 
@@ -191,3 +192,24 @@ def test_constants_of_few_bits_shrink(dtype: str, block: int) -> None:
     rows, columns = (report.plan.initializers["q"][axis] for axis in (0, 1))
     found = onnx.numpy_helper.to_array(shrunk).astype(np.float32)
     np.testing.assert_array_equal(found, values[np.ix_([*rows], [*columns])])
+
+
+def test_weights_that_are_filled_in_at_run_time_are_no_stored_ones() -> None:
+    """So are the files of onnx's own that show architectures alone."""
+    proto = model(
+        [
+            node("ConstantOfShape", "sizes", "w"),
+            node("Conv", "x w", "a"),
+            node("ConstantOfShape", "sizes2", "w2"),
+            node("Conv", "a w2", "y"),
+        ],
+        {"x": [1, 3, 4, 4]},
+        {"y": [1, 2, 4, 4]},
+        {"sizes": np.array([8, 3, 1, 1]), "sizes2": np.array([2, 8, 1, 1])},
+    )
+    told = (
+        r"stores no weights: 2 nodes, such as node 'n_w' \(ConstantOfShape\), fill them with one "
+        "value each when it runs"
+    )
+    with pytest.raises(NothingToPruneError, match=told):
+        onnxprune.prune(proto, ratio=0.5)

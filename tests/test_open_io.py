@@ -117,7 +117,7 @@ def fused(op: str) -> onnx.ModelProto:
     A decoder reads one token behind 5 of the past.
     """
     shared = op == "GroupQueryAttention"
-    heads, keys = 4, 2 if shared else 4
+    heads, keys, buffered = 4, 2 if shared else 4, "Decoder" in op
     weights = {
         "wq": weight(1, 8, 8 * heads),
         "wk": weight(2, 8, 8 * keys),
@@ -130,12 +130,17 @@ def fused(op: str) -> onnx.ModelProto:
         weights |= {"last": np.full(2, 5, np.int32), "total": np.array(6, np.int32)}
         names += ["last", "total"]
         how["kv_num_heads"] = keys
+    elif buffered:
+        weights["until"] = np.array([5], np.int32)
+        names[3:3] = ["", ""]  # masks
+        names.append("until")
+        how["past_present_share_buffer"] = 1
     else:
         names[3:3] = ["", "", ""]  # bias, masks
     attention = onnx.helper.make_node(op, names, ["a", "k", "v"], "heads", **how)
     attention.domain = "com.microsoft"
-    past = [2, keys, 5, 8]
-    now = [2, keys, 6, 8]
+    past = [2, keys, 9 if buffered else 5, 8]
+    now = [2, keys, 9 if buffered else 6, 8]
     proto = model(
         [
             node("MatMul", "x wq", "q"),
@@ -152,7 +157,7 @@ def fused(op: str) -> onnx.ModelProto:
     return proto
 
 
-OPERATORS = ("GroupQueryAttention", "MultiHeadAttention")
+OPERATORS = ("DecoderMaskedMultiHeadAttention", "GroupQueryAttention", "MultiHeadAttention")
 
 
 @pytest.mark.parametrize("op", OPERATORS)
@@ -175,10 +180,11 @@ def test_heads_in_a_cache_that_may_change_go(op: str) -> None:
     proto = fused(op)
     small, report = onnxprune.prune(proto, ratio=0.5, align=1, allow_io_change=CACHE)
     shared = op == "GroupQueryAttention"
-    heads, size = (1, 8) if shared else (2, 4)  # a head's size stays where kernels want eights
+    before, after = (9, 9) if "Decoder" in op else (5, 6)  # how long the cache is
+    heads, size = (1, 8) if shared else (2, 8 if "Decoder" in op else 4)  # some keep a head's size
     told = {
-        f"input 'past_k' was 2x{2 * heads}x5x8 and is 2x{heads}x5x{size} now",
-        f"output 'v' was 2x{2 * heads}x6x8 and is 2x{heads}x6x{size} now",
+        f"input 'past_k' was 2x{2 * heads}x{before}x8 and is 2x{heads}x{before}x{size} now",
+        f"output 'v' was 2x{2 * heads}x{after}x8 and is 2x{heads}x{after}x{size} now",
     }
     assert told <= {*report.notes}
     assert report.verification is not None
@@ -187,14 +193,14 @@ def test_heads_in_a_cache_that_may_change_go(op: str) -> None:
     assert attributes["num_heads"] == heads  # of four queries' heads half of each half, too
     assert attributes.get("kv_num_heads") == (heads if shared else None)
     feeds = {"x": weight(5, 2, 1, 8)}
-    feeds |= {x: weight(k, 2, heads, 5, size) for k, x in enumerate(("past_k", "past_v"))}
+    feeds |= {x: weight(k, 2, heads, before, size) for k, x in enumerate(("past_k", "past_v"))}
     found = runtime.runner(small, None)(feeds)
     assert {name: value.shape for name, value in found.items()} == {
         "y": (2, 1, 5),
-        "k": (2, heads, 6, size),
-        "v": (2, heads, 6, size),
+        "k": (2, heads, after, size),
+        "v": (2, heads, after, size),
     }
-    np.testing.assert_array_equal(found["k"][:, :, :5], feeds["past_k"])
+    np.testing.assert_array_equal(found["k"][:, :, :5], feeds["past_k"][:, :, :5])
 
 
 @pytest.mark.parametrize("op", OPERATORS)

@@ -92,6 +92,13 @@ _CONTRIB: Final[dict[str, tuple[Case, ...]]] = {
         _case((2, 64), (6, 2, 16), (6, 2), K=64, N=6, bits=4, block_size=32),
         _case((2, 64), (6, 2, 16), (6, 2), (6, 1), K=64, N=6, bits=4, block_size=32),
     ),
+    "DecoderMaskedMultiHeadAttention": (
+        _case((2, 1, 24), (2, 4, 7, 6), (2, 4, 7, 6), num_heads=4),
+    ),
+    "GatherBlockQuantized": (
+        _case((50, 32), [3, 1, 4], (50, 4), block_size=16, bits=4),
+        _case((50, 64), (2, 5), (50, 4), block_size=16, bits=8),
+    ),
     "MoE": (_case((2, 5, 8), (10, 4), (4, 16, 8), (4, 16), (4, 8, 16), (4, 8), k=2),),
     "MultiHeadAttention": (_HEADS, replace(_HEADS, attributes={"num_heads": 4, "scale": 0.5})),
     "QAttention": (_case((2, 5, 6), (6, 24), (24,), (), (), num_heads=4),),

@@ -92,6 +92,27 @@ def multi_head(site: Site) -> str:
     return _line(site, operands, results, "num_heads=h", _work("b h", s, v, past))
 
 
+def decoder(site: Site) -> str:
+    """DecoderMaskedMultiHeadAttention: one query, behind a buffer of the past or across to keys.
+
+    A head's size stays whole: kernels lay the buffer out by it.
+    """
+    if not (site.has(1) and site.has(2)):
+        raise Unprunable("queries, keys and values are packed into one operand")
+    heads, width = int(site.attribute("num_heads", 0)), site.shape(0)[2]
+    if width is None or not heads:
+        raise Unprunable("the size of its heads is unknown")
+    d = f"_d:{width // heads}"
+    value = f"b _s (h {d})"
+    key = value if site.rank(1) == 3 else f"b h _t {d}"
+    past = f"b h _m {d}"
+    operands = [value, key, key, "b _n", _broadcast(site, 4, ["b", "h", "_s", "_p"]), past, past]
+    operands += ["~", "~", "b _w _m", f"(h {d})+(h {d})+(h {d})"]
+    work = f"b h _s _d {'_m' if site.has(5) else '_t'}"
+    results = [value, past, past, "b h _s _q"]
+    return _line(site, operands, results, "num_heads=h", f"macs={work} + {work}")
+
+
 def _work(batch: str, s: str, v: str, past: bool, own: str = "t") -> str:
     """The multiplications of queries with keys, and of what comes of them with values."""
     keys = ("l", own.rstrip("!")) if past else (own.rstrip("!"),)

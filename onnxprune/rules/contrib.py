@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from onnxprune.rules import attention, experts, folding, integers, linear
+from onnxprune.rules import attention, experts, folding, integers, linear, packed
 from onnxprune.rules.site import Computed, Site
 
 ELEMENTWISE: Final = "... -> ..."
@@ -48,6 +48,7 @@ _ROWS: Final[dict[str, str | Computed]] = {
     "TransposeMatMul": fused_matmul,
     # fused transformer blocks
     "Attention": attention.packed,
+    "DecoderMaskedMultiHeadAttention": attention.decoder,
     "EmbedLayerNormalization": attention.embed_norm,
     "GroupQueryAttention": attention.grouped,
     "MoE": experts.moe,
@@ -64,6 +65,7 @@ _ROWS: Final[dict[str, str | Computed]] = {
     "DequantizeLinear": folding.quantize,
     "DynamicQuantizeLSTM": integers.lstm(DYNAMIC_LSTM),
     "DynamicQuantizeMatMul": integers.dynamic_matmul,
+    "GatherBlockQuantized": packed.gather_blocks,
     "MatMulInteger16": linear.matmul,
     "MatMulIntegerToFloat": integers.matmul_to_float,
     "MatMulNBits": integers.blocks,

@@ -1,8 +1,8 @@
 """Computed rules of mixtures of experts: two layers in each, of which a token takes a few.
 
-Letters: t tokens, e experts (they all stay: which one a token takes is a matter of all), h the
-width of the tokens, i the width inside of an expert. What a token has is read by the first layer
-and made by the second, so that h is no letter of a contraction alone: it mixes.
+Letters: t tokens, e experts, h the width of the tokens, i the width inside of an expert. What a
+token has is read by the first layer and made by the second, so that h is no letter of a contraction
+alone: it mixes. So do the experts, since a token takes those that score highest among all.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def moe(site: Site) -> str:
         raise Unprunable("ONNX Runtime has no CPU kernel for experts of three layers")
     tokens, routed = _tokens(site)
     wide = f"(i _g:{_rows_of_one(site)})"
-    layers = [f"_e {wide} h!", "_e (i _g)", "_e h! i", "_e h!"]
+    layers = [f"e! {wide} h!", "e! (i _g)", "e! h! i", "e! h!"]
     kinds = [" ".join([*tokens, x]) for x in ("h i _g", "i h")] * int(site.attribute("k", 1))
     value = " ".join([*tokens, "h!"])
     return line(_given(site, [value, routed, *layers]), [value], f"macs={' + '.join(kinds)}")
@@ -50,12 +50,12 @@ def quantised(site: Site) -> str:
     tokens, routed = _tokens(site)
     value, wide = "(h! _v)", "(i _w)"  # sizes are given where they come first
     given = " ".join([*tokens, f"(h! _v:{many})"])
-    zeros = [f"_e (i {rows * deep // first})", f"_e (h! {many // second})"]
-    scales = [f"_e {wide}", f"_e {value}"]
+    zeros = [f"e! (i {rows * deep // first})", f"e! (h! {many // second})"]
+    scales = [f"e! {wide}", f"e! {value}"]
     if block:
-        scales = zeros = [f"_e {wide} h!", f"_e {value} i"]
-    layers = [f"_e (i _w:{rows * deep}) (h! {many // first})", scales[0], f"_e {wide}"]
-    layers += [f"_e {value} (i _q:{deep // second})", scales[1], f"_e {value}"]
+        scales = zeros = [f"e! {wide} h!", f"e! {value} i"]
+    layers = [f"e! (i _w:{rows * deep}) (h! {many // first})", scales[0], f"e! {wide}"]
+    layers += [f"e! {value} (i _q:{deep // second})", scales[1], f"e! {value}"]
     operands = [given, routed, *layers, *[WITHOUT] * 3, *zeros]
     operands += [WITHOUT, routed]
     inner = " ".join([*tokens, "h _v i"])
@@ -72,7 +72,7 @@ def _given(site: Site, operands: list[str]) -> list[str]:
 def _tokens(site: Site) -> tuple[list[str], str]:
     """The letters of the tokens' axes, and the pattern of what routes them."""
     tokens = letters(site.rank() - 1, "t")
-    return tokens, f"({' '.join(tokens)}) _e"
+    return tokens, f"({' '.join(tokens)}) e!"
 
 
 def _rows_of_one(site: Site) -> int:

@@ -60,7 +60,7 @@ _CONTRIB: Final = {
         "BeamSearch BifurcationDetector GreedySearch NGramRepeatBlock Sampling WhisperBeamSearch"
     ),
     "its cache is a buffer that it shares with its operand, at a step of generation": (
-        "DecoderMaskedMultiHeadAttention SparseAttention"
+        "SparseAttention"
     ),
     "it carries a state from call to call, in an order of its own": (
         "AttnLSTM CausalConvWithState GatedDeltaNet LinearAttention LinearAttentionGate"
@@ -70,9 +70,7 @@ _CONTRIB: Final = {
         "BranchwiseRMSNorm EngramGate GatedRMSNorm HyperConnectionPostMix HyperConnectionPreMix"
     ),
     "it turns numbers of a head by sections of three kinds of position": "MRotaryEmbedding",
-    "its weight is packed in blocks that run over rows": (
-        "GatherBlockQuantized MatMulBnb4 MatMulFpQ4"
-    ),
+    "its weight is packed in blocks that run over rows": ("MatMulBnb4 MatMulFpQ4"),
     "its tables, gains and shifts are integers with scales of their own": (
         "QEmbedLayerNormalization"
     ),

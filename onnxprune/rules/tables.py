@@ -183,6 +183,8 @@ DRAWS: Final = frozenset(
     }
 )
 DRAWS_IN_TRAINING: Final = {"Dropout": 2}
+# Operators that fill a value of stated size with one number.
+FILLS: Final = frozenset({"ConstantOfShape"})
 # Operators of whose results data decides the size.
 SIZED_BY_DATA: Final = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
 # Operands whose values say how large the results are.
@@ -252,6 +254,7 @@ CHANNELS_LAST: Final = "channels_last"  # the attribute that makes them differ
 TYPED_BY: Final = {
     "com.microsoft::DequantizeLinear": 1,
     "com.microsoft::EmbedLayerNormalization": 2,
+    "com.microsoft::GatherBlockQuantized": 2,
     "com.microsoft::MatMulIntegerToFloat": 2,
     "com.microsoft::QAttention": 3,
     "com.microsoft::QLinearConcat": 1,
@@ -281,8 +284,18 @@ QUANTISED: Final[Mapping[str, tuple[int, int | None, int, Axis]]] = {
 }
 # Where operators read weights of which several share a byte, in blocks.
 PACKED: Final = {"com.microsoft::MatMulNBits": 1}
-# The same of experts, (experts, rows, bytes): the weights, with their scales and zero points.
-PACKED_EXPERTS: Final = {"com.microsoft::QMoE": {2: (3, 11), 5: (6, 12)}}
+# The same where a byte is an index of the last axis (..., bytes): the weights, with their scales
+# (..., blocks) and zero points, and attributes: the first that is there states the bits.
+PACKED_BYTES: Final[Mapping[str, Mapping[int, tuple[int, int, tuple[str, ...]]]]] = {
+    "com.microsoft::GatherBlockQuantized": {0: (2, 3, ("bits",))},
+    "com.microsoft::QMoE": {
+        2: (3, 11, ("fc1_expert_weight_bits", "expert_weight_bits")),
+        5: (6, 12, ("fc2_expert_weight_bits", "expert_weight_bits")),
+    },
+}
+# Operators that pick among the indices of an operand's last axis: the operand, and the attribute
+# that says how many; so many have to stay.
+PICKS_AMONG: Final = {"com.microsoft::MoE": (1, "k"), "com.microsoft::QMoE": (1, "k")}
 # Nodes that hold a constant of the file.
 CONSTANTS: Final = frozenset({"Constant"})
 # Operators that don't read the values of what their row marks with ~: type or sizes are enough.

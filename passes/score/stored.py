@@ -12,7 +12,7 @@ import numpy as np
 from onnxprune.model import Array, Model, Node
 from onnxprune.rules.experts import BITS
 from onnxprune.rules.integers import BITS_OF_A_BYTE
-from onnxprune.rules.tables import PACKED, PACKED_EXPERTS, QUANTISED
+from onnxprune.rules.tables import PACKED, PACKED_BYTES, QUANTISED
 
 
 def stored_values(model: Model) -> Mapping[str, Node]:
@@ -30,14 +30,14 @@ def _positions(node: Node) -> Iterator[int]:
         yield QUANTISED[node.op][0]
     if node.op in PACKED:
         yield PACKED[node.op]
-    yield from PACKED_EXPERTS.get(node.op, ())
+    yield from PACKED_BYTES.get(node.op, ())
 
 
 def meant(model: Model, name: str, node: Node | None) -> Array:
     """The values of a parameter as they count: float32 where a node says what they stand for.
 
-    Weights that are packed in bytes (n, blocks, bytes) come out as (n, blocks, numbers). Of experts
-    they come out as they are packed, each byte as the root of its numbers' squares.
+    Weights that are packed in bytes (n, blocks, bytes) come out as (n, blocks, numbers). Where a
+    byte is an index, it comes out as the root of its numbers' squares.
 
     Args:
         model: the model.
@@ -49,8 +49,8 @@ def meant(model: Model, name: str, node: Node | None) -> Array:
         return values
     if node.op in PACKED:
         return _unpacked(model, values, node)
-    if node.op in PACKED_EXPERTS:
-        return _of_experts(model, values, node, node.inputs.index(name))
+    if node.op in PACKED_BYTES:
+        return _of_bytes(model, values, node, node.inputs.index(name))
     _, scale, zero, axis = QUANTISED[node.op]
     place = axis(node.attributes)
     wide = np.asarray(values, np.float32)
@@ -101,25 +101,24 @@ def _unpacked(model: Model, values: Array, node: Node) -> Array:
     return np.asarray(found, np.float32)
 
 
-def _of_experts(model: Model, values: Array, node: Node, position: int) -> Array:
-    """What the bytes (experts, rows, bytes) of QMoE stand for, of the same shape."""
-    layer = 1 + [*PACKED_EXPERTS[node.op]].index(position)
-    bits = int(node.attributes.get("expert_weight_bits", BITS))
-    bits = int(node.attributes.get(f"fc{layer}_expert_weight_bits", bits))
-    numbers = _split(values, bits)
-    experts, rows = numbers.shape[:2]
-    stored = [_constant(model, node, place) for place in PACKED_EXPERTS[node.op][position]]
-    scale, zero = (None if own is None else np.asarray(own) for own in stored)
-    if scale is None:
+def _of_bytes(model: Model, values: Array, node: Node, position: int) -> Array:
+    """What bytes (..., bytes) stand for, of the same shape; types of 4 bits are one number each."""
+    first, second, names = PACKED_BYTES[node.op][position]
+    stored = [_constant(model, node, place) for place in (first, second)]
+    if stored[0] is None:
         return np.asarray(values, np.float32)
-    scale = np.asarray(scale, np.float32).reshape(experts, rows, -1)
-    blocks = scale.shape[2]
-    centre: Array = np.full(scale.shape, 2 ** (bits - 1), np.float32)
-    if zero is not None:
-        own = _split(zero, bits)
-        centre = own.reshape(experts, rows, -1)[..., :blocks]
-    wide = numbers.reshape(experts, rows, blocks, -1) - centre[..., None]
-    wide = (wide * scale[..., None]).reshape(experts, rows, -1, BITS_OF_A_BYTE // bits)
+    bits = next((int(node.attributes[x]) for x in names if x in node.attributes), BITS)
+    is_packed = values.dtype == np.uint8
+    share = BITS_OF_A_BYTE // bits if is_packed else 1
+    rows = values.shape[:-1]
+    scale = np.asarray(stored[0], np.float32).reshape(*rows, -1)
+    centre: Array = np.full(scale.shape, 2 ** (bits - 1) if is_packed else 0, np.float32)
+    if stored[1] is not None:
+        own = _split(stored[1], bits if is_packed else BITS_OF_A_BYTE)
+        centre = own.reshape(*rows, -1)[..., : scale.shape[-1]]
+    numbers = _split(values, bits if is_packed else BITS_OF_A_BYTE)
+    wide = numbers.reshape(*scale.shape, -1) - centre[..., None]
+    wide = (wide * scale[..., None]).reshape(*rows, -1, share)
     return np.asarray(np.sqrt((wide * wide).sum(axis=-1)), np.float32)
 
 

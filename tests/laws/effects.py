@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-# Mixing operators for which an index of this value is as good as none.
-NEUTRAL = {
+# Mixing operators for which an index of this value is as good as none: of the first operand, or
+# of those that are named.
+NEUTRAL: dict[str, float | dict[int, float]] = {
     "DynamicQuantizeLinear": 0.0,
     "com.microsoft::DynamicQuantizeLSTM": 0.0,
     "com.microsoft::DynamicQuantizeMatMul": 0.0,
-    "com.microsoft::MoE": 0.0,
-    "com.microsoft::QMoE": 0.0,
+    "com.microsoft::MoE": {0: 0.0, 1: -np.inf},
+    "com.microsoft::QMoE": {0: 0.0, 1: -np.inf},
     "Hardmax": -np.inf,
     "LogSoftmax": -np.inf,
     "LpNormalization": 0.0,
@@ -80,6 +81,8 @@ ZERO_BYTES = {"com.microsoft::QMoE": ("expert_weight_bits", {5: {4: 0x88, 8: 0x8
 # Mixing operators whose operand speaks of what is removed: see test_pooling_and_unpooling.
 POINTERS = frozenset({"MaxUnpool"})
 
+# Letters among whose indices an operator picks so many as an attribute says.
+PICKED = {"com.microsoft::MoE": ("e", "k"), "com.microsoft::QMoE": ("e", "k")}
 # Operators that make a contracted letter from some operands and read it by another one: only that
 # one can take its effect away.
 READ_BY = {"com.microsoft::MoE": 4, "com.microsoft::QMoE": 5}

@@ -25,6 +25,7 @@ from tests.laws.effects import (
     MEANS,
     NEUTRAL,
     PACKED,
+    PICKED,
     PLAIN,
     POINTERS,
     READ_BY,
@@ -81,11 +82,14 @@ def trials(case: Case, fit: Fit, rng: np.random.Generator) -> Iterator[Trial]:
         yield Trial(masks, zeroed(case, fit, masks, rng))
     if len(exact) == len(letters) or case.op in POINTERS:
         return
-    masks = choose(letters, fit, rng)
+    masks = choose(letters, fit, rng, _least(case))
     if case.op in NEUTRAL:
         operands = zeroed(case, fit, {x: masks[x] for x in exact}, rng)
-        for index in range(len(operands) if case.op in THROUGHOUT else 1):
-            operands[index] = neutralised(operands[index], index, fit, masks, NEUTRAL[case.op])
+        stated = NEUTRAL[case.op]
+        count = len(operands) if case.op in THROUGHOUT else 1
+        values = stated if isinstance(stated, dict) else dict.fromkeys(range(count), stated)
+        for index, value in values.items():
+            operands[index] = neutralised(operands[index], index, fit, masks, value)
         yield Trial(masks, operands)
         return
     yield Trial(masks, zeroed(case, fit, {x: masks[x] for x in exact}, rng), exact=False)
@@ -164,7 +168,18 @@ def free_letters(fit: Fit) -> list[str]:
     return [x for x in letters if not is_whole(x) and (fit.sizes[x] or 0) > 1]
 
 
-def choose(letters: Sequence[str], fit: Fit, rng: np.random.Generator) -> dict[str, Mask]:
+def _least(case: Case) -> dict[str, int]:
+    """How many indices have to stay of a letter among which the operator picks."""
+    letter, attribute = PICKED.get(case.op, ("", ""))
+    return {letter: int(case.node.attributes.get(attribute, 1))} if letter else {}
+
+
+def choose(
+    letters: Sequence[str],
+    fit: Fit,
+    rng: np.random.Generator,
+    least: Mapping[str, int] | None = None,
+) -> dict[str, Mask]:
     """A random strict, non-empty subset to keep of each letter.
 
     As far as their sizes allow, no two letters keep equally many, or the same indices: a rule that
@@ -174,7 +189,8 @@ def choose(letters: Sequence[str], fit: Fit, rng: np.random.Generator) -> dict[s
     counts: set[int] = set()
     for letter in letters:
         size = fit.sizes[letter] or 0
-        free = [n for n in range(1, size) if n not in counts] or list(range(1, size))
+        every = range((least or {}).get(letter, 1), size)
+        free = [n for n in every if n not in counts] or list(every)
         count = int(rng.choice(free))
         for _ in range(TRIES):
             mask = np.isin(np.arange(size), rng.permutation(size)[:count])

@@ -82,6 +82,30 @@ def test_a_rule_says_the_same_for_every_choice_of_dynamic_sizes(label: str) -> N
             "no CPU kernel for a gate that stands apart",
         ),
         (
+            "com.microsoft::GatherBlockQuantized",
+            [(7, 64), (3,), (1, 64)],
+            {"block_size": 16, "gather_axis": 1, "quantize_axis": 0},
+            "it gathers along another axis than the first, or has one block a row",
+        ),
+        (
+            "com.microsoft::GatherBlockQuantized",
+            [(48, 5), (3,), (3, 5)],
+            {"block_size": 16, "quantize_axis": 0},
+            "its blocks don't run along the last axis",
+        ),
+        (
+            "com.microsoft::GatherBlockQuantized",
+            [(7, 40), (3,), (7, 3)],
+            {"block_size": 16},
+            "its last block is not full",
+        ),
+        (
+            "com.microsoft::GatherBlockQuantized",
+            [(7, 32), (3,), (7, 4), (7, 2)],
+            {"block_size": 16},
+            "its zero points share bytes",
+        ),
+        (
             "com.microsoft::QMoE",
             [(5, 64), (5, 4), (4, 32, 32), (4, 32, 4), None, (4, 64, 16), (4, 64, 2), None]
             + [None] * 3

@@ -22,6 +22,7 @@ def cases() -> Iterator[Case]:
     yield from _multi_head()
     yield from _packed()
     yield from _grouped()
+    yield from _decoder()
     yield from _standard()
 
 
@@ -140,6 +141,25 @@ def _grouped() -> Iterator[Case]:
     yield make(op, (3, 1, 48), (3, 1, 24), (3, 1, 24), *past, later, more, **how)
     bias = normal(3, 6, 5, 5)
     yield make(op, q, k, k, None, None, last, total, None, None, None, bias, **how)
+
+
+def _decoder() -> Iterator[Case]:
+    op = f"{MS}DecoderMaskedMultiHeadAttention"
+    one: list[Given] = [normal(3, 1, 24, seed=x) for x in "qkv"]
+    past: list[Given] = [normal(3, 4, 9, 6, seed=x) for x in ("past k", "past v")]
+    until = np.array([5], np.int32)
+    beams = [np.array([1], np.int32), np.zeros((3, 1, 9), np.int32)]
+    how: dict[str, Any] = {"num_heads": 4, "past_present_share_buffer": 1, "results": 3}
+    yield make(op, *one, None, None, *past, until, **how)
+    yield make(op, *one, None, None, *past, until, *beams, scale=0.3, **how)
+    mask = np.array([[1] * 6, [0, 0, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1]], np.int32)
+    bias = normal(72, seed="bias")
+    yield make(op, *one, mask, None, *past, until, None, None, bias, **how)
+    for size in (3, 4, 1, 6), (1, 1, 1, 6):
+        yield make(op, *one, None, normal(*size, seed="added"), *past, until, **how)
+    across: list[Given] = [normal(3, 4, 7, 6, seed=x) for x in "kv"]
+    yield make(op, one[0], *across, num_heads=4)
+    yield make(op, (3, 1, 24), (3, 6, 7, 4), (3, 6, 7, 4), num_heads=6)
 
 
 def _standard() -> Iterator[Case]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from onnx import helper
 
@@ -23,6 +24,7 @@ def cases() -> Iterator[Case]:
     yield from _pools_and_joins()
     yield from _dynamic()
     yield from _packed()
+    yield from _tables()
 
 
 def _u8(*shape: int, low: int = 0) -> Array:
@@ -193,3 +195,21 @@ def _packed() -> Iterator[Case]:
     wide = integers(4, 2, 16, high=256, dtype=np.uint8)
     uneven: dict[str, Any] = {"K": 24, "N": 4, "block_size": 16, "bits": 8}
     yield make(f"{MS}MatMulNBits", (3, 24), wide, uniform(4, 2), **uneven)
+
+
+def _tables() -> Iterator[Case]:
+    """Rows of a table of 7: 3 or 4 blocks of 16, in bytes or in types of 4 bits."""
+    op = f"{MS}GatherBlockQuantized"
+    how: dict[str, Any] = {"block_size": 16}
+    ids = integers(2, 5, high=7)
+    for bits in (4, 8):
+        table = integers(7, 48 * bits // 8, high=256, dtype=np.uint8)
+        yield make(op, table, ids, uniform(7, 3), bits=bits, **how)
+    zeros = integers(7, 3, high=256, dtype=np.uint8)
+    yield make(op, table, ids[0], uniform(7, 3), zeros, bits=8, **how)
+    cube = integers(7, 5, 64, high=256, dtype=np.uint8)
+    yield make(op, cube, ids, uniform(7, 5, 4), bits=8, quantize_axis=2, **how)
+    for dtype in (ml_dtypes.int4, ml_dtypes.uint4):
+        small = integers(7, 64, high=7).astype(dtype)
+        origin = integers(7, 4, high=5).astype(dtype)
+        yield make(op, small, ids, uniform(7, 4), origin, **how)
