@@ -31,6 +31,7 @@ from onnxprune.checks import complaint, contract
 from onnxprune.coupling import Coupling
 from onnxprune.entering import unentered
 from onnxprune.errors import RunError
+from onnxprune.guard import UNSEEDED
 from onnxprune.model import Array, Model
 from onnxprune.pair import (
     Pair,
@@ -240,10 +241,10 @@ def _allowing(noise: Mapping[str, float], checks: Sequence[Check]) -> list[Check
     for check in checks:
         own = compare.NOISE_FACTOR * noise.get(check.value, 0.0)
         if own > compare.NOISE_LIMIT and not check.output:
-            found.append(replace(check, allowed=max(check.allowed, own), blind=True))
-            continue
-        own = own if own < compare.NOISE_FACTOR else 0.0
-        found.append(replace(check, allowed=max(check.allowed, min(own, compare.NOISE_LIMIT))))
+            check = replace(check, blind=True)
+        else:
+            own = min(own, compare.NOISE_LIMIT) if own < compare.NOISE_FACTOR else 0.0
+        found.append(replace(check, allowed=max(check.allowed, own)))
     return found
 
 
@@ -291,12 +292,11 @@ def _explained(run: Prepared, wrong: Sequence[Check]) -> str:
 
 def _drawn(model: Model) -> str:
     """Why a difference may be no fault of the pruning; nothing if all is computed."""
-    found = next((node for node in model.nodes if draws(node.proto)), None)
-    return (
-        f"; {found.label} draws random numbers, so that runs may differ by themselves"
-        if found
-        else ""
-    )
+    drawing = (node for node in model.nodes if draws(node.proto))
+    for node in drawing:
+        if not UNSEEDED.isdisjoint(operators(node.proto)):
+            return f"; {node.label} draws random numbers, so that runs may differ by themselves"
+    return ""
 
 
 def _differs(check: Check) -> str:
