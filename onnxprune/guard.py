@@ -1,27 +1,52 @@
-"""Graphs that ONNX Runtime computes wrongly, written so that it does not.
+"""Graphs whose runs can't be compared as they are, written so that they can.
 
-It lets a com.microsoft::MoE write its result where its first operand lies, if nothing reads that
-later on, and its CPU kernel zeroes the result before it has read the operand (ONNX Runtime 1.31).
-What is to be compared is what the files say.
+ONNX Runtime lets a com.microsoft::MoE write its result where its first operand lies, if nothing
+reads that later on, and its CPU kernel zeroes the result before it has read the operand (ONNX
+Runtime 1.31). What is to be compared is what the files say.
+
+What draws random numbers draws others in each session. With a seed it draws the same ones in two
+sessions that run on the same inputs in the same order.
 """
 
 from __future__ import annotations
+
+import zlib
+from typing import Final
 
 import onnx
 from onnx import helper
 
 from onnxprune.bodies import graphs
-from onnxprune.model import operator
-from onnxprune.rules.tables import OVERWRITES
+from onnxprune.model import first_name, operator
+from onnxprune.rules.tables import DRAWS, DRAWS_IN_TRAINING, OVERWRITES
+
+SEEDS: Final = 2**16  # seeds are floats
+# What has no attribute for a seed, or draws for channels that a pruned model has not got.
+UNSEEDED: Final = frozenset({op for op in DRAWS if "::" in op} | DRAWS_IN_TRAINING.keys())
 
 
-def is_overwritten(proto: onnx.ModelProto) -> bool:
-    """Whether a model has a node whose kernel may write over an operand too early."""
-    return any(operator(n) in OVERWRITES for graph in graphs(proto.graph) for n in graph.node)
+def is_unsafe(proto: onnx.ModelProto) -> bool:
+    """Whether a node's kernel may write over an operand too early, or draws random numbers."""
+    ops = {operator(node) for graph in graphs(proto.graph) for node in graph.node}
+    return not ops.isdisjoint(OVERWRITES.keys() | DRAWS)
 
 
-def keep_operands(proto: onnx.ModelProto) -> None:
-    """Read such operands once more behind their nodes, to no effect; in place."""
+def make_safe(proto: onnx.ModelProto) -> None:
+    """Keep the operands of such nodes, and seed what draws; in place."""
+    _keep_operands(proto)
+    _seed(proto)
+
+
+def _seed(proto: onnx.ModelProto) -> None:
+    """Let each node that draws and has no seed have one that goes by the name of its result."""
+    for node in (x for graph in graphs(proto.graph) for x in graph.node):
+        if operator(node) in DRAWS - UNSEEDED and all(a.name != "seed" for a in node.attribute):
+            seed = zlib.crc32(first_name(node.output).encode()) % SEEDS
+            node.attribute.append(helper.make_attribute("seed", float(seed)))
+
+
+def _keep_operands(proto: onnx.ModelProto) -> None:
+    """Read operands that are written over once more behind their nodes, to no effect."""
     for graph in graphs(proto.graph):
         nodes = []
         for node in graph.node:

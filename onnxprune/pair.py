@@ -17,7 +17,7 @@ from onnxprune.compare import is_float
 from onnxprune.coupling import Coupling
 from onnxprune.errors import RunError
 from onnxprune.full import kept_part
-from onnxprune.guard import is_overwritten, keep_operands
+from onnxprune.guard import is_unsafe, make_safe
 from onnxprune.model import Array, Node, operator, subgraphs
 from onnxprune.oracle import FLOATS, masked
 from onnxprune.plan import Keep
@@ -86,7 +86,7 @@ class Pair:
         """
         proto = self.shrunk
         extra = [x for x in dict.fromkeys(names) if x not in {o.name for o in proto.graph.output}]
-        if extra or pins or self.wide or self.forced or is_overwritten(proto):
+        if extra or pins or self.wide or self.forced or is_unsafe(proto):
             proto = onnx.ModelProto()
             proto.CopyFrom(self.shrunk)
         proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra)
@@ -126,8 +126,8 @@ class Pair:
             force(proto, self.forced, self.coupling.model.renamed)
         if pins:
             _pin(proto.graph, pins)  # after that nodes go by other keys
-        if is_overwritten(proto):
-            keep_operands(proto)
+        if is_unsafe(proto):
+            make_safe(proto)
         if self.wide:
             widen(proto, folder)
         try:

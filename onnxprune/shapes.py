@@ -199,7 +199,10 @@ def _strip(body: onnx.GraphProto, constants: Collection[str]) -> None:
 
 
 def _is_small(tensor: onnx.TensorProto) -> bool:
-    return is_small(tensor.dims, helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    """Whether a constant may stand in the skeleton; as an input, size 0 would be a dynamic one."""
+    return 0 in tensor.dims or is_small(
+        tensor.dims, helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    )
 
 
 def _infer(model: onnx.ModelProto) -> onnx.GraphProto:

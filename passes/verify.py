@@ -31,6 +31,7 @@ from onnxprune.checks import complaint, contract
 from onnxprune.coupling import Coupling
 from onnxprune.entering import unentered
 from onnxprune.errors import RunError
+from onnxprune.guard import UNSEEDED
 from onnxprune.model import Array, Model
 from onnxprune.pair import (
     Pair,
@@ -286,9 +287,11 @@ def _explained(run: Prepared, wrong: Sequence[Check]) -> str:
 
 def _drawn(model: Model) -> str:
     """Why a difference may be no fault of the pruning; nothing if all is computed."""
-    found = next((node for node in model.nodes if draws(node.proto)), None)
-    told = "draws random numbers, so that runs may differ by themselves"
-    return f"; {found.label} {told}" if found else ""
+    drawing = (node for node in model.nodes if draws(node.proto))
+    for node in drawing:
+        if not UNSEEDED.isdisjoint(operators(node.proto)):
+            return f"; {node.label} draws random numbers, so that runs may differ by themselves"
+    return ""
 
 
 def _differs(check: Check) -> str:

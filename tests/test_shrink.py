@@ -429,6 +429,32 @@ def test_heads_stay_whole_where_the_folded_batch_is_combined(inside: list[onnx.N
     assert names == ["w1:1[1]"]
 
 
+@pytest.mark.parametrize("count", [0, 2])
+def test_tokens_that_there_may_be_none_of(count: int) -> None:
+    """The registers of a vision transformer without registers: no weight, and yet channels."""
+    proto = model(
+        [
+            node("MatMul", "x w1", "t"),
+            node("Shape", "x", "n", end=1),
+            node("Concat", "n ones", "sizes", axis=0),
+            node("Expand", "registers sizes", "r"),
+            node("Concat", "r t", "c", axis=1),
+            node("MatMul", "c w2", "y"),
+        ],
+        {"x": ["n", 3, 4]},
+        {"y": ["n", 3 + count, 2]},
+        {
+            "registers": weight(0, 1, count, 6),
+            "w1": weight(1, 4, 6),
+            "w2": weight(2, 6, 2),
+            "ones": np.array([1, 1]),
+        },
+    )
+    (group,) = coupled(proto).groups
+    small = pruned(proto, {group.name: [0, 2, 3]})
+    assert values(small)["registers"].shape == (1, count, 3)
+
+
 def test_zeros_made_at_run_time() -> None:
     """An initial state of computed size, as PyTorch writes it."""
     proto = model(

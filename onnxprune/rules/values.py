@@ -201,9 +201,14 @@ def _known(shape: Shape) -> list[int]:
 
 
 def is_small(shape: Sequence[int], dtype: Any) -> bool:
-    """Whether a constant of this shape counts as shape arithmetic rather than as a weight."""
+    """Whether a constant of this shape counts as shape arithmetic rather than as a weight.
+
+    No tokens of 32 channels (registers that a transformer has none of) are a weight, too.
+    """
     size = int(np.prod(shape, dtype=np.int64))
-    return size <= (LIMIT if np.dtype(dtype).kind in "iub" else FLOAT_LIMIT)
+    if np.dtype(dtype).kind in "iub":
+        return size <= LIMIT
+    return size <= FLOAT_LIMIT and (size > 0 or len(shape) <= 1)
 
 
 def evaluate(node: Node, operands: Sequence[Array | None]) -> Array | None:
