@@ -144,6 +144,22 @@ def residual(kind: int = TensorProto.FLOAT, decomposed: bool = False) -> onnx.Mo
     )
 
 
+def custom() -> onnx.ModelProto:
+    """x (1, 3, 4, 4) -> Conv 8 -> my::Op, which nobody knows -> Conv 2."""
+    proto = model(
+        [
+            node("Conv", "x w1", "a"),
+            helper.make_node("Op", ["a", "s"], ["b"], domain="my"),
+            node("Conv", "b w2", "y"),
+        ],
+        {"x": [1, 3, 4, 4]},
+        {"y": [1, 2, 4, 4]},
+        {"w1": weight(1, 8, 3, 1, 1), "s": weight(2, 8), "w2": weight(3, 2, 8, 1, 1)},
+    )
+    proto.opset_import.append(helper.make_opsetid("my", 1))
+    return proto
+
+
 def recurrent() -> onnx.ModelProto:
     """x (5, n, 3) -> LSTM 4 -> last hidden state -> 2."""
     return model(

@@ -15,7 +15,7 @@ from onnx import helper
 import onnxprune
 from onnxprune import api_rules
 from onnxprune.errors import OnnxPruneError, RuleError
-from tests.graphs import model, node, weight
+from tests.graphs import custom, model, node, weight
 from tests.test_cli import run as run_cli
 
 LINE = "n c *s, c -> n c *s"
@@ -45,18 +45,7 @@ def test_a_package_brings_rules_along(package: Any, code: str) -> None:
     package(code)
     assert api_rules.every_rule(None) == {"my::Op": LINE}
     assert api_rules.every_rule({"my::Op": "... -> ..."}) == {"my::Op": "... -> ..."}
-    proto = model(
-        [
-            node("Conv", "x w1", "a"),
-            helper.make_node("Op", ["a", "s"], ["b"], domain="my"),
-            node("Conv", "b w2", "y"),
-        ],
-        {"x": [1, 3, 4, 4]},
-        {"y": [1, 2, 4, 4]},
-        {"w1": weight(1, 8, 3, 1, 1), "s": weight(2, 8), "w2": weight(3, 2, 8, 1, 1)},
-    )
-    proto.opset_import.append(helper.make_opsetid("my", 1))
-    assert [group.name for group in onnxprune.inspect(proto).groups] == ["w1:0"]
+    assert [group.name for group in onnxprune.inspect(custom()).groups] == ["w1:0"]
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
 
 import onnxprune
 from onnxprune import api
 from onnxprune.errors import OnnxPruneError
 from onnxprune.judging import DataOptions
 from onnxprune.recipe import PICTURES, Recipe
-from tests.graphs import model, node, weight
+from tests.graphs import custom, weight
 from tests.test_cli import run
 
 EVERYTHING = """
@@ -60,22 +59,6 @@ verify = true
 [rules]
 "my::Op" = "n c *s, c -> n c *s"
 """
-
-
-def custom() -> onnx.ModelProto:
-    """x (1, 3, 4, 4) -> Conv 8 -> my::Op -> Conv 2."""
-    proto = model(
-        [
-            node("Conv", "x w1", "a"),
-            helper.make_node("Op", ["a", "s"], ["b"], domain="my"),
-            node("Conv", "b w2", "y"),
-        ],
-        {"x": [1, 3, 4, 4]},
-        {"y": [1, 2, 4, 4]},
-        {"w1": weight(1, 8, 3, 1, 1), "s": weight(2, 8), "w2": weight(3, 2, 8, 1, 1)},
-    )
-    proto.opset_import.append(helper.make_opsetid("my", 1))
-    return proto
 
 
 @pytest.fixture(autouse=True)
