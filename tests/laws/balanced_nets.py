@@ -96,7 +96,28 @@ HALVES = """l$ = Slice(t$, zero, three, three) g$ = Slice(t$, three, six, three)
     m$ = Neg(g$) c$ = Concat <axis = 3> (m$, l$) e$ = Mul(c$, sin) f$ = Mul(t$, cos)
     $ = Add(e$, f$)"""
 
+MERGED = """p = MatMul(x, wq) a0 = Reshape(p, split) a1 = Transpose <perm = [0, 2, 1, 3]> (a0)
+    k0 = MatMul(x, wk) b0 = Reshape(k0, split) b1 = Transpose <perm = [0, 2, 3, 1]> (b0)
+    q = Reshape(a1, qs) k = Reshape(b1, ks) s = MatMul(q, k) e = Reshape(s, apart)
+    y = MatMul(e, wy)"""
+MERGED_WEIGHTS = {"wq": (M, H * D), "wk": (M, H * D), "wy": (S, 3)}
+MERGED_SIZES = {"split": [-1, S, H, D], "qs": [-1, S, D], "ks": [-1, D, S], "apart": [-1, H, S, S]}
+
 NETS: dict[str, Net] = {
+    "heads beside the batch": Net(
+        MERGED,
+        MERGED_WEIGHTS,
+        MERGED_SIZES,
+        rows={"wq:1[1]": H},
+        signature=f"(float[{B},{S},{M}] x) => (float[{B},{H},{S},3] y)",
+    ),
+    "heads beside a dynamic batch": Net(
+        MERGED,
+        MERGED_WEIGHTS,
+        MERGED_SIZES,
+        refused={"wq:1[1]": LACKING},
+        signature=f"(float[N,{S},{M}] x) => (float[N,{H},{S},3] y)",
+    ),
     "grouped convolution": Net(
         """a = Conv(x, w1, b1) b = Relu(a) c = Conv <group = 3> (b, w2, b2) d = Relu(c)
         y = Conv(d, w3)""",

@@ -64,7 +64,7 @@ def test_rows_are_found_and_refused(name: str) -> None:
 def test_law_2_with_rows_that_differ(name: str, seed: int) -> None:
     coupling = structure(name)
     keep = support.half(coupling, seed)
-    assert {mask.ndim for mask in keep.values()} == ({1, 2} if NETS[name].rows else {1})
+    assert any(mask.ndim > 1 for mask in keep.values()) == bool(NETS[name].rows)
     verdict = verify(coupling, keep, shrink(coupling, keep), seed=seed)
     assert verdict.failure is None
     assert not verdict.blind
