@@ -30,9 +30,10 @@ class Member:
 class Group:
     """A free factor and the parameters' axes that it occurs in.
 
-    ``mixing`` groups change what survives (norm statistics); all others are exact. In ``rows`` rows
-    indices may differ, as many in each (see ``onnxprune.balance``); where that is more than 1 but
-    for a node, ``same`` says why not. ``least`` is how many have to stay.
+    ``mixing`` groups change what survives (norm statistics); all others are exact. Each of
+    ``rows`` rows may keep other indices, as many as all others (see ``onnxprune.balance``);
+    ``same`` says why it is one row where a product lets one expect more. ``least`` is how
+    many have to stay.
     """
 
     name: str

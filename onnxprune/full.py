@@ -30,9 +30,8 @@ def kept_part(coupling: Coupling, keep: Keep, name: str, value: Any) -> Any:
         if not isinstance(factors.normal(layout), Opaque)
     }
     lossy = [axis for axis, mask in masks.items() if not mask.all()]
-    for axis in sorted(
-        lossy, key=lambda axis: -masks[axis].ndim
-    ):  # rows first, while all are there
+    lossy.sort(key=lambda axis: -masks[axis].ndim)  # tables first, while all rows are there
+    for axis in lossy:
         mask = masks[axis]
         if mask.ndim > 1:
             value = _by_rows(coupling, layouts, axis, mask, value)
