@@ -100,7 +100,7 @@ MERGED = """p = MatMul(x, wq) a0 = Reshape(p, split) a1 = Transpose <perm = [0, 
     k0 = MatMul(x, wk) b0 = Reshape(k0, split) b1 = Transpose <perm = [0, 2, 3, 1]> (b0)
     q = Reshape(a1, qs) k = Reshape(b1, ks) s = MatMul(q, k) e = Reshape(s, apart)
     y = MatMul(e, wy)"""
-MERGED_WEIGHTS = {"wq": (M, H * D), "wk": (M, H * D), "wy": (S, 3)}
+MERGED_WEIGHTS: dict[str, tuple[int, ...]] = {"wq": (M, H * D), "wk": (M, H * D), "wy": (S, 3)}
 MERGED_SIZES = {"split": [-1, S, H, D], "qs": [-1, S, D], "ks": [-1, D, S], "apart": [-1, H, S, S]}
 
 NETS: dict[str, Net] = {
@@ -115,7 +115,7 @@ NETS: dict[str, Net] = {
         MERGED,
         MERGED_WEIGHTS,
         MERGED_SIZES,
-        refused={"wq:1[1]": LACKING},
+        refused={"wq:1[1]": balance.DYNAMIC},
         signature=f"(float[N,{S},{M}] x) => (float[N,{H},{S},3] y)",
     ),
     "grouped convolution": Net(
