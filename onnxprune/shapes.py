@@ -200,7 +200,9 @@ def _strip(body: onnx.GraphProto, constants: Collection[str]) -> None:
 
 def _is_small(tensor: onnx.TensorProto) -> bool:
     """Whether a constant may stand in the skeleton; as an input, size 0 would be a dynamic one."""
-    return 0 in tensor.dims or is_small(tensor.dims, helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    return 0 in tensor.dims or is_small(
+        tensor.dims, helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    )
 
 
 def _infer(model: onnx.ModelProto) -> onnx.GraphProto:
