@@ -285,5 +285,7 @@ PACKED: Final = {"com.microsoft::MatMulNBits": 1}
 PACKED_EXPERTS: Final = {"com.microsoft::QMoE": {2: (3, 11), 5: (6, 12)}}
 # Nodes that hold a constant of the file.
 CONSTANTS: Final = frozenset({"Constant"})
+# Operators that look ids up along one axis, index by index along the others.
+GATHERS_ALONG: Final = frozenset({"GatherElements"})
 # Operators that don't read the values of what their row marks with ~: type or sizes are enough.
 UNREAD: Final = frozenset({"CastLike", "Shape"})
