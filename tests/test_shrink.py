@@ -429,6 +429,32 @@ def test_heads_stay_whole_where_the_folded_batch_is_combined(inside: list[onnx.N
     assert names == ["w1:1[1]"]
 
 
+def test_ids_of_each_head_go_with_the_head() -> None:
+    """Relative positions that are gathered per head, as DeBERTa does at fixed sizes."""
+    ids = np.random.default_rng(0).integers(0, 6, (2, 4, 3))
+    proto = model(
+        [
+            node("MatMul", "x w1", "a"),
+            node("Reshape", "a apart", "b"),
+            node("GatherElements", "b ids", "c", axis=-1),
+            node("Reshape", "c joined", "d"),
+            node("MatMul", "d w2", "y"),
+        ],
+        {"x": [2, 5]},
+        {"y": [2, 3]},
+        {
+            "w1": weight(1, 5, 24),
+            "w2": weight(2, 12, 3),
+            "ids": ids,
+            "apart": np.array([2, 4, 6]),
+            "joined": np.array([2, 12]),
+        },
+    )
+    (heads,) = coupled(proto).groups
+    small = pruned(proto, {heads.name: [0, 2]})
+    np.testing.assert_array_equal(values(small)["ids"], ids[:, [0, 2]])
+
+
 @pytest.mark.parametrize("count", [0, 2])
 def test_tokens_that_there_may_be_none_of(count: int) -> None:
     """The registers of a vision transformer without registers: no weight, and yet channels."""
@@ -453,6 +479,38 @@ def test_tokens_that_there_may_be_none_of(count: int) -> None:
     (group,) = coupled(proto).groups
     small = pruned(proto, {group.name: [0, 2, 3]})
     assert values(small)["registers"].shape == (1, count, 3)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        [node("Shape", "a", "told", start=0, end=1)],
+        [node("Shape", "a", "shape", start=-2), node("ReduceProd", "shape", "told")],
+        [
+            node("Size", "a", "size"),
+            node("Unsqueeze", "size zero", "vector"),
+            node("ConstantOfShape", "vector", "nothing"),
+            node("Shape", "nothing", "told"),
+        ],
+    ],
+    ids=["the batch", "the last axes", "all elements"],
+)
+def test_what_reads_sizes_of_a_dynamic_value_reads_the_old_ones(
+    told: list[onnx.NodeProto],
+) -> None:
+    proto = model(
+        [
+            node("MatMul", "x w1", "a"),
+            *told,
+            node("Cast", "told", "number", to=TensorProto.FLOAT),
+            node("Add", "a number", "b"),
+            node("MatMul", "b w2", "y"),
+        ],
+        {"x": ["n", 5, 3]},
+        {"y": ["n", 5, 2]},
+        {"w1": weight(1, 3, 6), "w2": weight(2, 6, 2), "zero": np.array([0])},
+    )
+    pruned(proto, {"w1:1": [0, 2, 3]})
 
 
 def test_zeros_made_at_run_time() -> None:
