@@ -43,6 +43,16 @@ CARRIES: Final = frozenset(
 )
 
 
+def check_seed(seed: int) -> None:
+    """Refuse a seed that no generator takes.
+
+    Raises:
+        OnnxPruneError: it is negative.
+    """
+    if seed < 0:
+        raise OnnxPruneError(f"seed is {seed}: it must be 0 or more")
+
+
 def random_inputs(model: Model, seed: int, choice: int = 0, small: bool = True) -> dict[str, Array]:
     """Random values for every required input, the same for the same arguments.
 

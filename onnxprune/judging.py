@@ -14,6 +14,7 @@ import onnx
 from onnxprune import calibration, runtime
 from onnxprune.amounts import share
 from onnxprune.calibration import SAMPLES, Labelled
+from onnxprune.data import check_seed
 from onnxprune.errors import OnnxPruneError
 from onnxprune.fidelity import Fidelity, fidelity
 from onnxprune.metrics import DEFAULT, Evaluation, Metric, check_metric, evaluate
@@ -80,6 +81,7 @@ class Data:
         check_metric(self.metric)
         if self.samples < 1:
             raise OnnxPruneError(f"samples is {self.samples}: it must be at least 1")
+        check_seed(self.seed)
         if self.max_drop is not None and self.evaluation is None:
             raise OnnxPruneError(
                 "max_drop limits the fall of a metric: give data with labels, too (--evaluate)"

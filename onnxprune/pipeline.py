@@ -20,6 +20,7 @@ from onnxprune.choosing import (
     choose_by_latency,
     scored_by,
 )
+from onnxprune.data import check_seed
 from onnxprune.errors import GateError, NothingToPruneError, OnnxPruneError
 from onnxprune.finishing import Made, finish, merged_values
 from onnxprune.fronts import try_of
@@ -146,7 +147,12 @@ def replay(run: Run, plan: Plan, fit: Recover = True) -> tuple[Any, Report]:
 
 
 def compare(run: Run, small: Any, plan: Plan, seed: int) -> Verification:
-    """Prove a pruned model that is there already."""
+    """Prove a pruned model that is there already.
+
+    Raises:
+        OnnxPruneError: the seed is none, or a file does not fit the plan.
+    """
+    check_seed(seed)
     coupling = analyse(run.source, run.rules, None, plan.open_io)
     keep = keep_of(plan, coupling)
     other = files.load(small, rules=run.rules)

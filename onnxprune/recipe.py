@@ -181,7 +181,7 @@ def _parsed(path: Path) -> Mapping[str, Any]:
         found = readers[path.suffix](path.read_text(encoding="utf-8"))
     except OSError as error:
         raise OnnxPruneError(f"recipe '{path}' can't be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise OnnxPruneError(f"recipe '{path}' is no {path.suffix[1:].upper()}: {error}") from error
     if not isinstance(found, dict):
         raise OnnxPruneError(f"recipe '{path}' holds no keys: give options with their values")

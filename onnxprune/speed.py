@@ -16,7 +16,7 @@ import onnx
 from onnxprune.alignment import STAIRS, Stairs
 from onnxprune.axes import Values
 from onnxprune.budget import Options
-from onnxprune.errors import BudgetError, GateError
+from onnxprune.errors import BudgetError, GateError, OnnxPruneError
 from onnxprune.model import Array, Model
 from onnxprune.passes.benchmark import Timing, benchmark, timings
 from onnxprune.passes.probe import probe
@@ -95,6 +95,15 @@ class Speed:
     target: Target = DEFAULT
     min_speedup: float | None = None
     force: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a limit that no model can miss.
+
+        Raises:
+            OnnxPruneError: it is not above 0.
+        """
+        if self.min_speedup is not None and not self.min_speedup > 0:
+            raise OnnxPruneError(f"min_speedup is {self.min_speedup:g}: it must be above 0")
 
     def settings(self) -> dict[str, Any]:
         """What a report says was asked for."""

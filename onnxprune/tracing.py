@@ -11,7 +11,7 @@ depend on them is told apart beforehand, by what operators do; of such values th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -31,6 +31,8 @@ from onnxprune.shapes import Seen
 SEEDS: Final = (0, 1)
 MOST_BYTES: Final = 2**29  # of weights: a larger model is not run, only to be looked at
 PREFIX: Final = "traced:"
+INTEGERS: Final = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})
+OF_A_DOMAIN: Final = "::"  # in names of operators that are none of onnx's
 
 
 def traced(model: Model) -> tuple[Seen, ...]:
@@ -60,7 +62,7 @@ def sized_by_data(model: Model) -> set[str]:
             holds, grows = not sized.isdisjoint(reads), False
         else:
             holds = not data.isdisjoint(reads) or node.op in DRAWS
-            grows = not sized.isdisjoint(reads) or _is_stated(node, data, holds)
+            grows = not sized.isdisjoint(reads) or _is_stated(model, node, data, holds)
         made = {name for name in node.outputs if name}
         known = all(made <= sample.constants.keys() for sample in model.samples)
         data |= made if holds and not known else set()
@@ -68,12 +70,24 @@ def sized_by_data(model: Model) -> set[str]:
     return sized
 
 
-def _is_stated(node: Node, data: set[str], holds: bool) -> bool:
-    """Whether a node's results are as large as data says."""
+def _is_stated(model: Model, node: Node, data: set[str], holds: bool) -> bool:
+    """Whether a node's results are as large as data says.
+
+    Of an operator that is none of onnx's any integer, or vector of integers, may say it.
+    """
     if node.captured or node.bodies or node.op in SIZED_BY_DATA:
         return holds
-    positions = STATING.get(node.op, ())
+    positions: Iterable[int] = STATING.get(node.op, ())
+    if OF_A_DOMAIN in node.op:
+        positions = (k for k, name in enumerate(node.inputs) if _is_vector(model, name))
     return any(k < len(node.inputs) and node.inputs[k] in data for k in positions)
+
+
+def _is_vector(model: Model, name: str) -> bool:
+    """Whether a value holds an integer, or a vector of integers."""
+    shapes = [sample.shapes.get(name) for sample in model.samples]
+    long = any(shape is not None and len(shape) > 1 for shape in shapes)
+    return model.dtypes.get(name) in INTEGERS and not long
 
 
 def _unknown(model: Model, open_: set[str]) -> Iterator[str]:

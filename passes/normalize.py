@@ -111,7 +111,8 @@ def _is_accident(param: Param) -> bool:
 def _folded(model: Model, rules: Mapping[str, Row]) -> Model:
     """Constants that a contraction or a mixing operator makes are parameters."""
     values = _FoldedValues(model)
-    constant = set(model.params)
+    # What a caller may give is none: its values, and the input, would be lost.
+    constant = {x for x, own in model.params.items() if own.origin not in model.defaults}
     known = {x for x in model.samples[0].constants if model.constant(x) is not None}
     params: dict[str, Param] = {}
     nodes: list[Node] = []

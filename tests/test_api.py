@@ -120,6 +120,8 @@ def test_verify_finds_a_wrong_model(path: Path) -> None:
     found = onnxprune.verify(path, small, report.plan)
     assert not found.ok
     assert found.failure is not None
+    with pytest.raises(OnnxPruneError, match="seed is -1: it must be 0 or more"):
+        onnxprune.verify(path, small, report.plan, seed=-1)
 
 
 def test_a_wrong_result_is_not_given_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

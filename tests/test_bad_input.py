@@ -139,6 +139,9 @@ def test_a_model_without_groups_says_why() -> None:
         (["--macs", "0.5", "--min-channels", "0"], "min_channels is 0: it must be at least 1"),
         (["--macs", "0.5", "--max-ratio", "2"], "max_ratio is 2: it must be"),
         (["--macs", "0.5", "--steps", "0"], "steps is 0"),
+        (["--macs", "0.5", "--seed", "-1"], "seed is -1: it must be 0 or more"),
+        (["--macs", "0.5", "--min-speedup", "nan"], "min_speedup is nan: it must be above 0"),
+        (["--macs", "0.5", "--min-speedup", "0"], "min_speedup is 0: it must be above 0"),
         (["--macs", "0.5", "--schedule", "cubic"], "is for several steps, and there is one"),
         (
             ["--macs", "0.5", "--steps", "2", "--schedule", "square"],

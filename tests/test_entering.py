@@ -1,5 +1,8 @@
 """Bodies that no run enters: the proof says that they were not seen."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -151,3 +154,17 @@ def test_on_a_way_only_what_lies_behind_its_branch_is_compared() -> None:
     assert pair.telling() == ["x1", "h", "m"]
     for way in ways(coupling, keep):
         assert Pair(coupling, keep, pair.shrunk, forced=way.steps).telling() == ["m"]
+
+
+def test_nodes_are_told_by_names_of_any_letters(tmp_path: Path) -> None:
+    """As ONNX Runtime writes them: an event a line, of the names of nodes as JSON."""
+    event = {
+        "cat": "Node",
+        "dur": 2,
+        "name": 'a"b\\_\u00e9\n_kernel_time',
+        "args": {"op_name": "Relu"},
+    }
+    lines = [json.dumps(event), json.dumps({**event, "name": "model_run"})]
+    profile = tmp_path / "run.json"
+    profile.write_text("[\n" + ",\n".join(lines * 2) + "\n]\n", "utf-8")
+    assert entering._named(profile) == {'a"b\\_\u00e9\n'}

@@ -104,6 +104,34 @@ def test_sizes_alone_are_no_habit() -> None:
     assert [group.name for group in coupled(proto).groups] == ["w2:1", "w3:1"]
 
 
+def test_what_is_made_of_a_default_is_not_folded() -> None:
+    """The input would be gone: a caller could not give another value any more."""
+    proto = model(
+        [
+            node("MatMul", "x w1", "a"),
+            node("OneHot", "ids depth two", "rows"),
+            node("MatMul", "rows table", "t"),
+            node("Add", "a t", "b"),
+            node("MatMul", "b w2", "y"),
+        ],
+        {"x": ["n", 5, 6]},
+        {"y": ["n", 5, 3]},
+        {
+            "w1": weight(1, 6, 8),
+            "table": weight(2, 3, 8),
+            "w2": weight(3, 8, 3),
+            "ids": np.array([0, 1, 2, 1, 0]),
+            "depth": np.array(3),
+            "two": np.array([0, 1], np.float32),
+        },
+    )
+    list_inputs(proto, "two")
+    assert [group.name for group in coupled(proto).groups] == ["w1:1"]
+    small, silent = small_and_silent(proto)
+    for feeds in ({}, {"two": np.array([-1, 2], np.float32)}):
+        assert agree(small, silent, {"x": X, **feeds})
+
+
 def of_one_name(proto: onnx.ModelProto) -> None:
     for own in proto.graph.node:
         own.name = "same"

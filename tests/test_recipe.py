@@ -128,6 +128,7 @@ def test_files_are_looked_for_beside_the_recipe() -> None:
         ('[rules]\n"a::B" = "n c -> n d"', "key 'rules', 'a::B': rule 'n c -> n d': no operand"),
         ('[rules]\nConv = "n c -> n c"', "key 'rules': operator Conv has a built-in rule"),
         ('[group-ratio]\n"a*" = "x"', r"key 'group-ratio', 'a\*': the share 'x' can't be read"),
+        ("a = " + "[" * 9999, "recipe 'recipe.toml' is no TOML: maximum recursion depth exceeded"),
         ("=", r"recipe 'recipe.toml' is no TOML: Invalid statement \(at line 1"),
     ],
 )

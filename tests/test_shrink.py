@@ -401,6 +401,8 @@ def folded_heads(*inside: onnx.NodeProto) -> onnx.ModelProto:
             "unfolded": np.array([-1, 4, 5, 3]),
             "joined": np.array([-1, 5, 12]),
             "zero": np.array([0]),
+            "hundred": np.array([100]),
+            "far": np.array([2**63 - 1]),
         },
     )
 
@@ -420,6 +422,7 @@ def test_heads_that_are_folded_into_a_dynamic_batch() -> None:
         [node("Softmax", "d", "e", axis=0)],
         [node("ReduceSum", "d zero", "total", keepdims=1), node("Mul", "d total", "e")],
         [node("CumSum", "d zero", "e")],
+        [node("Slice", "d zero hundred zero", "e")],  # which is all of 25 samples, not of 26
     ],
     ids=lambda nodes: nodes[0].op_type,
 )
@@ -511,6 +514,11 @@ def test_what_reads_sizes_of_a_dynamic_value_reads_the_old_ones(
         {"w1": weight(1, 3, 6), "w2": weight(2, 6, 2), "zero": np.array([0])},
     )
     pruned(proto, {"w1:1": [0, 2, 3]})
+
+
+def test_a_slice_of_all_of_a_folded_batch_lets_heads_go() -> None:
+    proto = folded_heads(node("Slice", "d zero far zero", "e"))
+    assert [group.name for group in coupled(proto).groups] == ["w1:1[0]", "w1:1[1]"]
 
 
 def test_zeros_made_at_run_time() -> None:

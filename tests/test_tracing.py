@@ -126,6 +126,21 @@ def test_a_size_that_data_decides_stays_though_all_runs_agree() -> None:
     assert coupling.model.shape("i") == (None, None)
 
 
+def test_sizes_that_an_operator_of_microsoft_makes_of_data_stay() -> None:
+    """As above, where the numbers are counted by as many rows."""
+    proto = of_microsoft(counted())
+    count = [node("Range", "nil count one0", "rows", **MS), node("Shape", "rows", "columns")]
+    at = next(k for k, own in enumerate(proto.graph.node) if own.output[0] == "columns")
+    del proto.graph.node[at]
+    for k, own in enumerate(count):
+        proto.graph.node.insert(at + k, own)
+    for name, value in (("nil", 0), ("one0", 1)):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value), name))
+    coupling = proven(proto)
+    assert names(coupling) == ["w1:1"]
+    assert coupling.model.shape("i") == (None, None)
+
+
 def test_an_operator_that_picks_in_a_way_of_its_own_is_found_out() -> None:
     """Random numbers differ all, so that each run on them gives six; equal ones give one."""
     proto = behind(
@@ -228,18 +243,25 @@ def test_a_large_model_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
         ([node("Slice", "x ids ids", "v")], True),
         ([node("Gather", "k ids", "v")], False),
         ([node("TopK", "x ids", "v at")], True),
+        ([node("Range", "nil count one0", "v", **MS)], True),
+        ([node("Pad", "k ids", "v", **MS)], True),
+        ([node("CDist", "x k", "v", **MS)], False),
+        ([node("Unique", "count0", "v at counts", **MS)], True),
+        ([node("SequenceConstruct", "x k", "s"), node("SequenceAt", "s count", "v")], True),
+        ([node("SequenceConstruct", "x k", "s"), node("SequenceAt", "s nil", "v")], False),
     ],
 )
 def test_what_data_may_size(nodes: list[onnx.NodeProto], sized: bool) -> None:
     proto = model(
         nodes,
-        {"x": ["n", 4], "ids": [1], "count": []},
+        {"x": ["n", 4], "ids": [1], "count": [], "count0": [4]},
         {nodes[-1].output[0]: ["a", "b"]},
         {"k": weight(0, 3, 4), "one": np.array([1]), "nil": np.array(0), "one0": np.array(1)},
         ids=onnx.TensorProto.INT64,
         count=onnx.TensorProto.INT64,
         v=onnx.TensorProto.FLOAT,
     )
+    of_microsoft(proto)
     del proto.graph.output[0].type.tensor_type.shape.dim[:]
     proto.graph.output[0].type.tensor_type.ClearField("shape")
     assert ("v" in tracing.sized_by_data(onnxprune.load(proto))) is sized

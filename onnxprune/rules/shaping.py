@@ -39,12 +39,22 @@ def slice_(site: Site) -> str:
     for start, end, raw, step in zip(starts, ends, axes, steps, strict=True):
         axis = raw % len(shape)
         a, b, first, last = _cut(axis, shape[axis], result[axis], start, end, step)
+        if "+" not in a + b and _may_cut(site, axis, start, end):
+            same = shape[axis] == result[axis]
+            a, b, first, last = f"_a{axis}", f"_a{axis}" if same else f"_b{axis}", "_", "_"
         source[axis], target[axis] = a, b
         firsts.append(first)
         lasts.append(last)
     clauses = [f"{'starts' if 'starts' in site.node.attributes else '[1]'}={' '.join(firsts)}"]
     clauses.append(f"{'ends' if 'ends' in site.node.attributes else '[2]'}={' '.join(lasts)}")
     return line([" ".join(source), "~"], [" ".join(target)], *clauses)
+
+
+def _may_cut(site: Site, axis: int, start: int | None, end: int | None) -> bool:
+    """Whether an axis of dynamic size may lose more at other sizes than at those at hand."""
+    to_the_end = start is not None and start >= 0 and end is not None and end >= FAR
+    shapes = [own.shapes.get(site.node.inputs[0]) for own in site.model.samples]
+    return not to_the_end and len({shape and shape[axis] for shape in shapes}) > 1
 
 
 def _bounds(site: Site, name: str, operand: int) -> list[int | None]:

@@ -186,7 +186,11 @@ DRAWS_IN_TRAINING: Final = {"Dropout": 2}
 # Operators that fill a value of stated size with one number.
 FILLS: Final = frozenset({"ConstantOfShape"})
 # Operators of whose results data decides the size.
-SIZED_BY_DATA: Final = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
+SIZED_BY_DATA: Final = frozenset(
+    {"Compress", "ImageDecoder", "NonMaxSuppression", "NonZero", "StringSplit", "Unique"}
+    | {"com.microsoft::DynamicTimeWarping", "com.microsoft::RemovePadding"}
+    | {"com.microsoft::Tokenizer", "com.microsoft::Unique"}
+)
 # Operands whose values say how large the results are.
 STATING: Final[Mapping[str, tuple[int, ...]]] = {
     **dict.fromkeys((op for op in TABLE if op.startswith("Reduce")), (1,)),
@@ -201,6 +205,9 @@ STATING: Final[Mapping[str, tuple[int, ...]]] = {
     "Pad": (1, 3),
     "Resize": (1, 2, 3),
     "STFT": (1, 2, 3),
+    "SequenceAt": (1,),
+    "SequenceErase": (1,),
+    "SequenceInsert": (2,),
     "Slice": (1, 2, 3, 4),
     "Upsample": (1,),
 }
