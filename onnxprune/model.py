@@ -174,6 +174,12 @@ class Model:
         return tuple(each(self.nodes))
 
     @cached_property
+    def used_params(self) -> tuple[str, ...]:
+        """The parameters that nodes read, in the order of their first use."""
+        names = (name for node in self.every for name in node.inputs if name in self.params)
+        return tuple(dict.fromkeys(names))
+
+    @cached_property
     def makers(self) -> dict[str, Node]:
         """The node that makes each value, also of those in bodies."""
         return {name: node for node in self.every for name in node.outputs if name}

@@ -313,7 +313,7 @@ def _groups(walk: _Walk) -> tuple[Group, ...]:
     leaves_read = {(p, leaf) for p, layout in walk.read_factors for leaf in factors.leaves(layout)}
     found: dict[int, list[Member]] = {}
     names: dict[int, str] = {}
-    for param in _in_use(walk.model):
+    for param in walk.model.used_params:
         for axis, layout in enumerate(walk.layouts.get(param, ())):
             normal = factors.normal(layout)
             leaves = factors.leaves(normal)
@@ -345,10 +345,3 @@ def _least(walk: _Walk) -> dict[int, int]:
             for leaf in walk.factors.leaves(bound.layout(axes[-1], walk.factors)):
                 found[leaf] = max(found.get(leaf, 1), count)
     return found
-
-
-def _in_use(model: Model) -> dict[str, None]:
-    """The parameters in the order of their first use."""
-    return dict.fromkeys(
-        name for node in model.every for name in node.inputs if name in model.params
-    )
