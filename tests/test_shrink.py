@@ -376,6 +376,30 @@ def test_an_expand_to_computed_sizes_that_states_one_index() -> None:
     np.testing.assert_allclose(found, np.repeat(expected, 4, axis=0), rtol=1e-6)
 
 
+@pytest.mark.parametrize("batch", [3, "n"])
+def test_how_many_numbers_there_were(batch: int | str) -> None:
+    """Size of a value that loses channels: with a dynamic batch it has to be computed."""
+    proto = model(
+        [
+            node("MatMul", "x w1", "a"),
+            node("Size", "a", "s"),
+            node("Cast", "s", "f", to=onnx.TensorProto.FLOAT),
+            node("Div", "a f", "b"),
+            node("MatMul", "b w2", "y"),
+        ],
+        {"x": [batch, 5, 6]},
+        {"y": [batch, 5, 2]},
+        {"w1": weight(1, 6, 12), "w2": weight(2, 12, 2)},
+    )
+    old, small = values(proto), pruned(proto, {"w1:1": [0, 2, 3, 7, 11]})
+    for count in (3,) if batch == 3 else (1, 3):
+        x = weight(4, count, 5, 6)
+        (found,) = run(small, x=x)
+        kept = [0, 2, 3, 7, 11]
+        expected = (x @ old["w1"][:, kept] / (count * 5 * 12)) @ old["w2"][kept]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-8)
+
+
 def folded_heads(*inside: onnx.NodeProto) -> onnx.ModelProto:
     """Attention heads folded into a dynamic batch and out again, as PyTorch turns keys around."""
     return model(
