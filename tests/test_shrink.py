@@ -400,6 +400,26 @@ def test_how_many_numbers_there_were(batch: int | str) -> None:
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-8)
 
 
+def test_a_slice_up_to_a_dynamic_size_takes_channels_by_number() -> None:
+    """The 8 channels end before any length of the analysis does; of 3 steps there are 3."""
+    proto = model(
+        [
+            node("MatMul", "x w1", "a"),
+            node("Shape", "x", "s"),
+            node("Slice", "s one two", "end"),
+            node("Slice", "a zero end two", "b"),
+            node("ReduceSum", "b two", "y", keepdims=0),
+        ],
+        {"x": ["n", "s", 4]},
+        {"y": ["n", "s"]},
+        {
+            "w1": weight(1, 4, 8),
+            **{name: np.array([k]) for k, name in enumerate(("zero", "one", "two"))},
+        },
+    )
+    assert not coupled(proto).groups
+
+
 def folded_heads(*inside: onnx.NodeProto) -> onnx.ModelProto:
     """Attention heads folded into a dynamic batch and out again, as PyTorch turns keys around."""
     return model(

@@ -51,10 +51,12 @@ def slice_(site: Site) -> str:
 
 
 def _may_cut(site: Site, axis: int, start: int | None, end: int | None) -> bool:
-    """Whether an axis of dynamic size may lose more at other sizes than at those at hand."""
-    to_the_end = start is not None and start >= 0 and end is not None and end >= FAR
+    """Whether an axis may lose more at other dynamic sizes than at those at hand."""
+    if start is None or end is None:
+        return True
     shapes = [own.shapes.get(site.node.inputs[0]) for own in site.model.samples]
-    return not to_the_end and len({shape and shape[axis] for shape in shapes}) > 1
+    is_dynamic = len({shape and shape[axis] for shape in shapes}) > 1
+    return is_dynamic and (start < 0 or end < FAR)
 
 
 def _bounds(site: Site, name: str, operand: int) -> list[int | None]:
