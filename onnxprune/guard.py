@@ -16,8 +16,8 @@ from typing import Final
 import onnx
 from onnx import helper
 
-from onnxprune.bodies import graphs
-from onnxprune.model import first_name, operator
+from onnxprune.bodies import draws, graphs
+from onnxprune.model import Model, first_name, operator, subgraphs
 from onnxprune.rules.tables import DRAWS, DRAWS_IN_TRAINING, OVERWRITES
 
 SEEDS: Final = 2**16  # seeds are floats
@@ -35,6 +35,16 @@ def make_safe(proto: onnx.ModelProto) -> None:
     """Keep the operands of such nodes, and seed what draws; in place."""
     _keep_operands(proto)
     _seed(proto)
+
+
+def what_differs(model: Model) -> str:
+    """Why a difference of runs may be no fault of the pruning; nothing where all is computed."""
+    for node in model.nodes:
+        inner = (x for body in subgraphs(node.proto) for own in graphs(body) for x in own.node)
+        ops = {operator(x) for x in (node.proto, *inner)}
+        if draws(node.proto) and not UNSEEDED.isdisjoint(ops):
+            return f"; {node.label} draws random numbers, so that runs may differ by themselves"
+    return ""
 
 
 def _seed(proto: onnx.ModelProto) -> None:

@@ -12,6 +12,7 @@ Names, inputs and outputs, metadata, doc strings, element types and all other te
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from fractions import Fraction
 from functools import partial
@@ -220,7 +221,9 @@ class _Shrink:
         self.edits.insert(node, nodes)
         self.edits.operand(node, position, name)
 
-    def _patched(self, computed: str, sizes: list[Stated], name: str) -> list[onnx.NodeProto]:
+    def _patched(
+        self, computed: str, sizes: list[Stated], name: str, scalar: bool = False
+    ) -> list[onnx.NodeProto]:
         """``computed * 0/1 + sizes``: dynamic elements stay computed, or ``computed * 3 / 4``."""
         shares = [n if isinstance(n, Fraction) else Fraction(n is None) for n in sizes]
         every = [
@@ -232,7 +235,8 @@ class _Shrink:
         nodes, dtype = [], self._whole_dtype(computed)
         for position, (op, values) in enumerate(steps, 1):
             constant = self.edits.unused(f"{name}/{op.lower()}_by")
-            self.edits.add(numpy_helper.from_array(np.array(values, dtype), constant))
+            made = np.array(values, dtype).reshape(() if scalar else -1)
+            self.edits.add(numpy_helper.from_array(made, constant))
             last = position == len(steps)
             result = name if last else self.edits.unused(f"{name}/{op.lower()}")
             nodes.append(helper.make_node(op, [computed, constant], [result]))
@@ -247,8 +251,9 @@ class _Shrink:
     def keep_sizes(self, node: Node) -> None:
         """Let a Shape node of a value that loses channels give the original sizes."""
         layouts = self.coupling.layouts.get(node.inputs[0], ())
+        start, end = node.attributes.get("start", 0), node.attributes.get("end", len(layouts))
         lost = [self._loses(layout) for layout in layouts]
-        if not any(lost):
+        if not any(lost[start:end]):
             return
         output = node.outputs[0]
         known = self.model.constant(output) if len(self.model.samples) == 1 else None
@@ -261,15 +266,18 @@ class _Shrink:
             self.edits.replace(output, [constant])
             return
         shape = self.model.shape(node.inputs[0]) or ()
-        start, end = node.attributes.get("start", 0), node.attributes.get("end", len(shape))
         sizes = [
             (n or 1 / (self._share(layout) or Fraction(1))) if gone else None
             for n, layout, gone in zip(shape, layouts, lost, strict=True)
         ][start:end]
+        scalar = self.model.shape(output) == ()  # Size gives one number
+        if scalar:
+            shares = [self._share(layout) or Fraction(1) for layout in layouts]
+            sizes = [1 / math.prod(shares, start=Fraction(1))]
         raw = onnx.NodeProto()
         raw.CopyFrom(node.proto)
         raw.output[0] = self.edits.unused(f"{output}/pruned")
-        patched = self._patched(raw.output[0], sizes, f"{output}/sizes")
+        patched = self._patched(raw.output[0], sizes, f"{output}/sizes", scalar)
         patched[-1].output[0] = output
         self.edits.replace(output, [raw, *patched])
 

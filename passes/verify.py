@@ -26,12 +26,11 @@ import onnx
 from onnx import TensorProto
 
 from onnxprune import compare
-from onnxprune.bodies import draws
 from onnxprune.checks import complaint, contract
 from onnxprune.coupling import Coupling
 from onnxprune.entering import unentered
 from onnxprune.errors import RunError
-from onnxprune.guard import UNSEEDED
+from onnxprune.guard import what_differs
 from onnxprune.model import Array, Model
 from onnxprune.pair import (
     Pair,
@@ -193,7 +192,7 @@ def _verdict(run: Prepared, limit: float, adaptive: bool) -> Verification:
     return Verification(
         limit,
         (*checks, *worst),
-        _explained(run, wrong) + _drawn(run.model) if wrong else None,
+        _explained(run, wrong) + what_differs(run.model) if wrong else None,
         max((x for x in noise.values() if x < 1), default=None),
         len(inner),
         sum(check.count for check in inner if not check.blind),
@@ -283,15 +282,6 @@ def _explained(run: Prepared, wrong: Sequence[Check]) -> str:
         if first:
             return f"{text}; the first value that diverges is {first}"
     return f"{text}; no value before it does"
-
-
-def _drawn(model: Model) -> str:
-    """Why a difference may be no fault of the pruning; nothing if all is computed."""
-    drawing = (node for node in model.nodes if draws(node.proto))
-    for node in drawing:
-        if not UNSEEDED.isdisjoint(operators(node.proto)):
-            return f"; {node.label} draws random numbers, so that runs may differ by themselves"
-    return ""
 
 
 def _differs(check: Check) -> str:

@@ -455,6 +455,38 @@ def test_tokens_that_there_may_be_none_of(count: int) -> None:
     assert values(small)["registers"].shape == (1, count, 3)
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        [node("Shape", "a", "told", start=0, end=1)],
+        [node("Shape", "a", "shape", start=-2), node("ReduceProd", "shape", "told")],
+        [
+            node("Size", "a", "size"),
+            node("Unsqueeze", "size zero", "vector"),
+            node("ConstantOfShape", "vector", "nothing"),
+            node("Shape", "nothing", "told"),
+        ],
+    ],
+    ids=["the batch", "the last axes", "all elements"],
+)
+def test_what_reads_sizes_of_a_dynamic_value_reads_the_old_ones(
+    told: list[onnx.NodeProto],
+) -> None:
+    proto = model(
+        [
+            node("MatMul", "x w1", "a"),
+            *told,
+            node("Cast", "told", "number", to=TensorProto.FLOAT),
+            node("Add", "a number", "b"),
+            node("MatMul", "b w2", "y"),
+        ],
+        {"x": ["n", 5, 3]},
+        {"y": ["n", 5, 2]},
+        {"w1": weight(1, 3, 6), "w2": weight(2, 6, 2), "zero": np.array([0])},
+    )
+    pruned(proto, {"w1:1": [0, 2, 3]})
+
+
 def test_zeros_made_at_run_time() -> None:
     """An initial state of computed size, as PyTorch writes it."""
     proto = model(
