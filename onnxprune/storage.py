@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -126,6 +126,23 @@ def _behind_folded(model: Model, known: Collection[str]) -> dict[str, list[str]]
                 elif name in makers:
                     todo.append(name)
     return found
+
+
+def makings(model: Model, raws: Mapping[str, onnx.NodeProto], value: str) -> Iterator[str]:
+    """What the model computes and folds on the way to a folded value.
+
+    Stored tensors that lose indices are none of it: nodes that the model has not got read copies.
+    """
+    todo, seen = [value], {value}
+    while todo:
+        raw = raws.get(todo.pop())
+        for name in (x for x in raw.input if x not in seen) if raw is not None else ():
+            seen.add(name)
+            param = model.params.get(name)
+            if name in model.makers or (param is not None and param.folded):
+                yield name
+            if name not in model.makers:
+                todo.append(name)
 
 
 def _distinct(

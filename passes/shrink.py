@@ -32,6 +32,7 @@ from onnxprune.outside import Sink
 from onnxprune.plan import Keep, counts_of
 from onnxprune.rules.tables import ONE_BY_DEFAULT, RENAMES
 from onnxprune.rules.values import SIZES
+from onnxprune.storage import makings
 from onnxprune.stubs import idle, is_replaceable, stub
 from onnxprune.tables import Cut, cuts
 
@@ -62,6 +63,9 @@ def shrink(
     work = _Shrink(coupling, pruned, values or {}, edits, sink)
     for node in coupling.model.every:
         work.slice_params(node)
+    raws = {out: raw for raw in coupling.model.proto.graph.node for out in raw.output}
+    for node in coupling.model.every if pruned else ():
+        work.keep_folded(node, raws)
     if pruned:
         for bound in coupling.bound:
             work.restate(bound)
@@ -113,6 +117,17 @@ class _Shrink:
             copy = name if "@" in name else f"{name}@{node.key}:{position}"
             make = partial(self._sliced, param, own)
             self.edits.constant(param.origin, node, position, Wish(key, copy, make))
+
+    def keep_folded(self, node: Node, raws: Mapping[str, onnx.NodeProto]) -> None:
+        """Store folded operands that lose nothing, but would be computed of what does now."""
+        for position, name in enumerate(node.inputs):
+            param = self.model.params.get(name)
+            if param is None or not param.folded or self.cuts.get(name):
+                continue
+            layouts = map(self.coupling.layouts.get, makings(self.model, raws, param.origin))
+            if any(self._loses(x) for own in layouts for x in own or ()):
+                copy, make = f"{name}@{node.key}:{position}", partial(self._sliced, param, ())
+                self.edits.constant(param.origin, node, position, Wish(((), ""), copy, make))
 
     def _sliced(self, param: Param, own: tuple[Cut, ...], name: str) -> onnx.TensorProto:
         values = self.values.get(param.name)

@@ -166,6 +166,25 @@ def test_weights_computed_in_the_graph_are_folded() -> None:
     np.testing.assert_array_equal(new["w"], old["w"][[0, 2, 3]][:, [0, 1]])
 
 
+def test_what_is_folded_of_a_value_that_loses_inputs_stays_what_it_was() -> None:
+    """The mean of a flattened weight, as NFNets have it, where only the weight's inputs go."""
+    proto = standardised()
+    del proto.graph.node[1:3]
+    flat = [
+        node("Reshape", "w rows", "flat"),
+        node("ReduceMean", "flat", "mean", axes=[2]),
+        node("Sub", "flat mean", "away"),
+        node("Reshape", "away whole", "centred"),
+    ]
+    for offset, own in enumerate(flat):
+        proto.graph.node.insert(1 + offset, own)
+    for name, value in {"rows": [1, 6, 4], "whole": [6, 4, 1, 1]}.items():
+        proto.graph.initializer.append(numpy_helper.from_array(np.array(value), name))
+    small = pruned(proto, {"w0:0": [0, 1]})
+    mean = values(proto)["w"].mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(values(small)["mean"].reshape(-1), mean, rtol=1e-6)
+
+
 def test_constants_that_lose_nothing_are_not_folded() -> None:
     proto = model(
         [
