@@ -429,6 +429,32 @@ def test_heads_stay_whole_where_the_folded_batch_is_combined(inside: list[onnx.N
     assert names == ["w1:1[1]"]
 
 
+def test_ids_of_each_head_go_with_the_head() -> None:
+    """Relative positions that are gathered per head, as DeBERTa does at fixed sizes."""
+    ids = np.random.default_rng(0).integers(0, 6, (2, 4, 3))
+    proto = model(
+        [
+            node("MatMul", "x w1", "a"),
+            node("Reshape", "a apart", "b"),
+            node("GatherElements", "b ids", "c", axis=-1),
+            node("Reshape", "c joined", "d"),
+            node("MatMul", "d w2", "y"),
+        ],
+        {"x": [2, 5]},
+        {"y": [2, 3]},
+        {
+            "w1": weight(1, 5, 24),
+            "w2": weight(2, 12, 3),
+            "ids": ids,
+            "apart": np.array([2, 4, 6]),
+            "joined": np.array([2, 12]),
+        },
+    )
+    (heads,) = coupled(proto).groups
+    small = pruned(proto, {heads.name: [0, 2]})
+    np.testing.assert_array_equal(values(small)["ids"], ids[:, [0, 2]])
+
+
 @pytest.mark.parametrize("count", [0, 2])
 def test_tokens_that_there_may_be_none_of(count: int) -> None:
     """The registers of a vision transformer without registers: no weight, and yet channels."""

@@ -298,5 +298,7 @@ PACKED_BYTES: Final[Mapping[str, Mapping[int, tuple[int, int, tuple[str, ...]]]]
 PICKS_AMONG: Final = {"com.microsoft::MoE": (1, "k"), "com.microsoft::QMoE": (1, "k")}
 # Nodes that hold a constant of the file.
 CONSTANTS: Final = frozenset({"Constant"})
+# Operators that look ids up along one axis, index by index along the others.
+GATHERS_ALONG: Final = frozenset({"GatherElements"})
 # Operators that don't read the values of what their row marks with ~: type or sizes are enough.
 UNREAD: Final = frozenset({"CastLike", "Shape"})
