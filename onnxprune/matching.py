@@ -6,6 +6,7 @@ from onnxprune.axes import OPAQUE, Factors, Layout, Product, Reason
 from onnxprune.coupling import WHOLE
 from onnxprune.model import Node
 from onnxprune.notation import UNIT, Axis, Fit, is_whole
+from onnxprune.rules.tables import GATHERS_ALONG
 
 
 def because(text: str, node: Node) -> Reason:
@@ -21,6 +22,16 @@ def is_carried(letter: str, fit: Fit) -> bool:
         if axes is not None
     )
     return letter not in fit.contracted | fit.mixing and not any(twice)
+
+
+def counted(node: Node, layouts: tuple[Layout, ...]) -> tuple[Layout, ...]:
+    """The axes on which ids are told apart by their place: all, or the one that is gathered along.
+
+    Along the others each head may have ids of its own.
+    """
+    if node.op not in GATHERS_ALONG or not layouts:
+        return layouts
+    return (layouts[node.attributes.get("axis", 0)],)
 
 
 def fixed_part(factors: Factors, layout: Layout) -> Layout | None:

@@ -12,12 +12,12 @@ from onnxprune.balance import balanced
 from onnxprune.bodies import graphs
 from onnxprune.coupling import Bound, Coupling, Group, Member
 from onnxprune.inferring import agree
-from onnxprune.matching import Step, because, fixed_part, is_carried
+from onnxprune.matching import Step, because, counted, fixed_part, is_carried
 from onnxprune.model import Model, Node
 from onnxprune.notation import Fit
 from onnxprune.rules import Row, Unprunable, fit_node
 from onnxprune.rules.control import Link, links
-from onnxprune.rules.tables import DEQUANTIZES, GATHERS_ALONG, PICKS_AMONG, UNREAD
+from onnxprune.rules.tables import DEQUANTIZES, PICKS_AMONG, UNREAD
 from onnxprune.stubs import is_replaceable
 
 INTEGERS: Final = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})
@@ -255,17 +255,10 @@ class _Walk:
                     self.factors.freeze(bound.layout(axis, self.factors), reason)
 
     def keep_ids(self, node: Node) -> None:
-        """Stored integers are ids or positions (the 0, 1, 2, ... of a one-hot), not channels.
-
-        Where a node gathers along one axis, each head may have ids of its own along the others.
-        """
+        """Stored integers are ids or positions (the 0, 1, 2, ... of a one-hot), not channels."""
         for name in node.inputs:
             if name in self.model.params and self.model.params[name].dtype in INTEGERS:
-                layouts = self.layouts.get(name, ())
-                if node.op in GATHERS_ALONG and layouts:
-                    axis = node.attributes.get("axis", 0) % len(layouts)
-                    layouts = layouts[axis : axis + 1]
-                for layout in layouts:
+                for layout in counted(node, self.layouts.get(name, ())):
                     self.factors.freeze(layout, Reason(f"'{name}' holds ids", node.index))
 
     def note_sides(self, node: Node, fit: Fit, letters: Mapping[str, Layout]) -> None:
