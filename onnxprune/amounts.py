@@ -14,6 +14,7 @@ _NUMBER: Final = r"(\d+\.?\d*|\.\d+)"
 _AMOUNT: Final = re.compile(_NUMBER + r"(e\d+)?\s*([KMGT]?)(I?)B?", re.IGNORECASE)
 _PERCENT: Final = re.compile(_NUMBER + r"\s*%")
 THOUSAND: Final = 1000
+PERCENTS: Final = 100
 DIGITS: Final = 3
 
 
@@ -24,7 +25,7 @@ def amount(value: float | str) -> float:
         OnnxPruneError: it is none of these, not above 0, or above 100 %.
     """
     if isinstance(value, Real):
-        return float(value)
+        return _meant(float(value), value)
     text = str(value).strip()
     percent, found = _PERCENT.fullmatch(text), _AMOUNT.fullmatch(text)
     if not isinstance(value, str) or (percent is None and not _is_amount(found)):
@@ -42,6 +43,16 @@ def amount(value: float | str) -> float:
         number = float(found[1] + (found[2] or "")) * thousand ** POWERS[found[3].upper()]
     if not 0 < number < math.inf:
         raise OnnxPruneError(f"the amount '{value}' leaves nothing: give one above 0")
+    return _meant(number, value)
+
+
+def _meant(number: float, value: float | str) -> float:
+    """The number, unless it is too small for an amount and too large for a share."""
+    if 1 < number <= PERCENTS:
+        raise OnnxPruneError(
+            f"the amount '{value}' is more than all of anything, and too little for a number: give "
+            f"{number:g}% or {number / PERCENTS:g} for a share"
+        )
     return number
 
 

@@ -239,13 +239,20 @@ def check_patterns(coupling: Coupling, options: Options) -> list[str]:
     """Notes on patterns of ``exclude`` that match no group.
 
     Raises:
-        OnnxPruneError: a pattern of ``include`` matches none.
+        OnnxPruneError: a pattern of ``include`` matches none, or no ratio's pattern does.
     """
 
     def unused(patterns: Iterable[str]) -> list[str]:
         groups = coupling.groups
         return [p for p in patterns if not any(matches(coupling, g, [p]) for g in groups)]
 
+    ratios = options.per_group or {}
+    if ratios and len(unused(ratios)) == len(ratios):
+        first = next(iter(ratios))
+        raise OnnxPruneError(
+            f"--group-ratio '{first}' matches no group of '{coupling.model.name}', nor does another "
+            "one: see onnxprune inspect for the names of those that can be pruned"
+        )
     for pattern in unused(options.include):
         raise OnnxPruneError(
             f"--include '{pattern}' matches no group of '{coupling.model.name}' that can be "

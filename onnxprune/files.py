@@ -303,6 +303,11 @@ def _write_data(
                 light.graph.initializer.append(own.put(tensor, blocks(tensor, folder)))
 
 
+def size_bytes(proto: onnx.ModelProto) -> int | None:
+    """How many bytes a model takes on disk; None where it is too large to be told."""
+    return None if _is_too_large(proto) else proto.ByteSize() + data_bytes(proto)
+
+
 def data_bytes(proto: onnx.ModelProto) -> int:
     """How many bytes of tensors lie outside the protobuf."""
     return sum(map(outside_bytes, filter(shapes.is_external, proto.graph.initializer)))

@@ -110,7 +110,7 @@ def _proved(
         notes += _arenas(run, coupling.model, small)
     plan = made.plan.model_copy(update={"recovered": tuple(sorted(fitted.values))})
     made = replace(made, plan=plan, notes=tuple(notes))
-    report = _reported(run, coupling, made, verification, fitted, pace)
+    report = _reported(run, coupling, made, small, verification, fitted, pace)
     report = replace(report, layers=_layers(run, coupling, small, made) if pace else ())
     if failure is not None:
         report = replace(report, refused=failure)
@@ -164,6 +164,7 @@ def _reported(
     run: Run,
     coupling: Coupling,
     made: Made,
+    small: Small,
     verification: Verification | None,
     fitted: Recovery,
     pace: Pace | None,
@@ -171,6 +172,8 @@ def _reported(
     """The report of what was made, before data judges it."""
     latency = made.tuned.latency if made.tuned is not None else None
     before, after, rows = explaining.costs(coupling, made.keep, latency)
+    written = files.size_bytes(small.proto)
+    after = after if written is None else replace(after, size_bytes=written)
     return Report(
         name=coupling.model.name,
         settings={**made.settings, **run.data.settings()},

@@ -1,4 +1,7 @@
-"""Pruning to a peak of memory as ONNX Runtime plans it, which no count of values tells."""
+"""Pruning to a peak of memory as ONNX Runtime plans it, and to bytes as a file has them.
+
+Neither is what a count of values tells: what computes sizes at run time takes some nodes more.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from onnxprune.axes import Mask
 from onnxprune.choosing import Chooser
 from onnxprune.cost import cost_model
 from onnxprune.errors import BudgetError, RunError
+from onnxprune.files import size_bytes
 from onnxprune.passes.shrink import shrink
 from onnxprune.plan import counts_of
 from onnxprune.runtime import Feeds
@@ -73,6 +77,32 @@ def choose_by_arena(chooser: Chooser, feeds: Feeds) -> tuple[dict[int, Mask], li
         )
     best = max(fitting, key=lambda own: own.macs)
     return best.keep, [*best.notes, told(full, best.planned_bytes)]
+
+
+def choose_by_size(chooser: Chooser) -> tuple[dict[int, Mask], list[str]]:
+    """Choose, and correct the bytes that are counted until those of the file meet the budget.
+
+    Args:
+        chooser: whose choice has a budget for the bytes of the file.
+
+    Raises:
+        BudgetError: the file stays above the budget, whatever is chosen.
+    """
+    budget = chooser.choice.budget
+    assert budget.size_bytes is not None
+    full, limit = chooser.before.size_bytes, budget.size_bytes
+    goal = limit = limit * full if limit <= 1 else limit
+    least = float(full)
+    for _ in range(TRIES):
+        keep, notes = chooser.at(replace(budget, size_bytes=limit))
+        found = size_bytes(shrink(chooser.coupling, keep))
+        if found is None or found <= goal:
+            return keep, notes
+        limit, least = limit - (found - goal), min(least, found)
+    raise BudgetError(
+        f"--bytes {size(goal)}: the smallest file that was tried takes {size(least)}; allow more, "
+        "or let more go (--max-ratio, --include, --exclude)"
+    )
 
 
 def _tried(chooser: Chooser, feeds: Feeds, full: int, goal: float) -> Sequence[Peak]:

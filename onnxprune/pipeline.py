@@ -29,7 +29,7 @@ from onnxprune.judging import Data
 from onnxprune.model import Model
 from onnxprune.passes.score import MERGING, check_known, remarks
 from onnxprune.passes.verify import verify
-from onnxprune.peaks import choose_by_arena
+from onnxprune.peaks import choose_by_arena, choose_by_size
 from onnxprune.plan import Plan, keep_of, make_plan
 from onnxprune.results import Report, Try
 from onnxprune.run import Inputs, Run, given_inputs, timed_on
@@ -59,6 +59,7 @@ def prune(run: Run, choice: Choice) -> tuple[Any, Report]:
     run.data.check()
     measured = choice.speed != ANY_SPEED or choice.budget.peak_bytes is not None
     _must_fit_both(run, run.open_io, measured)
+    _must_have_data(run, choice.recover)
     if is_open(choice, run.data):
         return _searched(run, choice)
     check(choice.whole_budget(), choice.options)
@@ -84,10 +85,12 @@ def prune(run: Run, choice: Choice) -> tuple[Any, Report]:
     if choice.speed.goal is None:
         scores = run.once("scores", lambda: scored_by(coupling, choice, batches, run.step))
         chooser = Chooser(coupling, choice, run.rules, batches, run.step, scores)
-        if choice.budget.peak_bytes is None:
-            keep, limits = chooser.at(choice.budget)
-        else:
+        if choice.budget.peak_bytes is not None:
             keep, limits = choose_by_arena(chooser, timed_on(run, coupling.model, choice.seed))
+        elif choice.budget.size_bytes is not None:
+            keep, limits = choose_by_size(chooser)
+        else:
+            keep, limits = chooser.at(choice.budget)
     else:
         feeds = timed_on(run, coupling.model, choice.seed)
         tuned = choose_by_latency(coupling, choice, run.rules, batches, feeds, run.step)
@@ -123,7 +126,7 @@ def _searched(run: Run, choice: Choice) -> tuple[Any, Report]:
             raise
 
     best = smallest(attempt)
-    note = f"{100 * best:.1f} % of the MACs is the least that the gates allow, found by bisection"
+    note = f"--macs {100 * best:.1f}% is the least that the gates allow, found by bisection"
     run = replace(run, notes=(*run.notes, note), tries=tuple(tries))
     return prune(run, replace(choice, budget=Budget(macs=best)))
 
@@ -136,6 +139,7 @@ def replay(run: Run, plan: Plan, fit: Recover = True) -> tuple[Any, Report]:
         coupling = analyse(run.source, run.rules, None, plan.open_io)
     run.check(coupling.model)
     _must_fit_both(run, plan.open_io, measured=False)
+    _must_have_data(run, fit)
     keep = keep_of(plan, coupling)
     notes = []
     digest = run.digest()
@@ -185,6 +189,19 @@ def _must_fit_both(run: Run, open_io: Sequence[str], measured: bool) -> None:
         raise OnnxPruneError(
             f"the channels of '{open_io[0]}' may go (--allow-io-change), and inputs of the "
             "original do not fit the result then: leave out data, latency and peak memory"
+        )
+
+
+def _must_have_data(run: Run, recover: Recover) -> None:
+    """Refuse a distillation that has nothing to learn from.
+
+    Raises:
+        OnnxPruneError: there are no calibration inputs.
+    """
+    if recover == DISTILL and run.data.calibration is None:
+        raise OnnxPruneError(
+            "--recover distill learns from calibration inputs, and there are none: give "
+            "--calibration (calibration=)"
         )
 
 

@@ -203,6 +203,9 @@ def _told(error: ValidationError, written: Mapping[str, str]) -> str:
     name, *inside = first["loc"]
     key = f"key '{written[str(name)]}'"
     if first["type"] == "extra_forbidden":
+        plain = str(name).replace("-", "_").removeprefix("no_")
+        if plain in Recipe.model_fields and plain != str(name).replace("-", "_"):
+            return f"{key}: there is no such option: write {plain.replace('_', '-')} = false"
         near = get_close_matches(str(name), [*Recipe.model_fields, *KEYWORDS], 1)
         hint = f"did you mean '{near[0].replace('_', '-')}'?" if near else "see prune --help"
         return f"{key}: there is no such option: {hint}"

@@ -249,7 +249,7 @@ def _arrays(given: Mapping[str, Array], form: Form, source: Source, labels: bool
 
     def read(index: int) -> tuple[dict[str, Array], Any]:
         own = {name: form.typed(name, array[index]) for name, array in arrays.items()}
-        return own, None if marks is None else marks[index]
+        return own, None if marks is None or not labels else marks[index]
 
     return Samples(next(iter(counts.values()), 0), read)
 

@@ -210,8 +210,10 @@ def is_sure(after: Timing) -> bool:
 
 
 def unsure(pace: Pace | None, speed: Speed) -> list[str]:
-    """A note on a speed-up that may lie below what was asked for."""
+    """A note on a speed-up that lies, or may lie, below what was asked for."""
     least = speed.min_speedup
+    if pace is not None and speed.force and pace.speedup < (least or 1.0):
+        return [f"taken by --force: {pace.speedup:.3g}x as fast, and {least or 1:g}x is asked for"]
     if pace is None or least is None or not pace.speedup_low < least <= pace.speedup:
         return []
     return [

@@ -125,8 +125,8 @@ def allotted(coupling: Coupling, found: Sensitivity, budget: Budget, options: Op
         )
     if not budget.given():
         raise OnnxPruneError(
-            "ratios from sensitivities want a budget to meet: give what may remain of macs, "
-            "params, bytes or peak memory, or max_drop"
+            "ratios from sensitivities want a budget to meet, and a latency is none of these: give "
+            "what may remain of macs, params, bytes or peak memory, or max_drop"
         )
     costs = cost_model(coupling)
     limits = budget.limits(costs.cost({}))

@@ -3,12 +3,14 @@
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import onnxprune
 from onnxprune.arena import IN_USE, _read, arena
 from onnxprune.errors import BudgetError, RunError
 from tests import tiny
+from tests.graphs import model, node, weight
 
 
 def profile(*runs: list[int]) -> list[dict[str, Any]]:
@@ -72,3 +74,38 @@ def test_without_a_plan_what_is_counted_has_to_do(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("onnxprune.peaks.arena", silent)
     _, report = onnxprune.prune(tiny.net(64), peak_bytes=0.8)
     assert report.after.peak_bytes <= 0.8 * report.before.peak_bytes
+
+
+def attention_of_computed_sizes() -> onnx.ModelProto:
+    """Heads that are split at sizes of the file, and joined at those that a Shape gives."""
+    return model(
+        [
+            node("MatMul", "x w1", "h"),
+            node("Shape", "h", "sizes"),
+            node("Reshape", "h split", "r"),
+            node("Relu", "r", "a"),
+            node("Reshape", "a sizes", "j"),
+            node("MatMul", "j w2", "y"),
+        ],
+        {"x": ["n", "s", 16]},
+        {"y": ["n", "s", 4]},
+        {
+            "w1": weight(1, 16, 64),
+            "w2": weight(2, 64, 4),
+            "split": np.array([0, 0, 4, 16]),
+        },
+    )
+
+
+@pytest.mark.parametrize("share", [0.8, 0.5])
+def test_bytes_are_those_of_the_file(share: float) -> None:
+    """Sizes that are computed at run time take some nodes more, which no count of weights tells."""
+    proto = attention_of_computed_sizes()
+    small, report = onnxprune.prune(proto, size_bytes=share)
+    assert len(small.graph.node) > len(proto.graph.node)
+    assert report.after.size_bytes == small.ByteSize() <= share * report.before.size_bytes
+
+
+def test_bytes_that_no_file_meets() -> None:
+    with pytest.raises(BudgetError, match="--bytes"):
+        onnxprune.prune(attention_of_computed_sizes(), size_bytes=0.01)

@@ -417,3 +417,16 @@ def test_a_latency_that_is_sought_in_steps_takes_the_first_ones_once(
     assert chosen(0.5) < first
     assert len(fitted) == 2, "nothing is fitted again"
     assert chosen(0.6) == first, "what is remembered does not change"
+
+
+def test_labels_that_calibration_has_no_use_for_may_be_fewer() -> None:
+    proto = classifier()
+    own = data_of(proto)
+    given = {"x": own["x"], "y": own["y"][:3]}
+    _, report = onnxprune.prune(proto, ratio=0.5, align=1, calibration=given)
+    assert report.fidelity
+
+
+def test_a_distillation_wants_something_to_learn_from() -> None:
+    with pytest.raises(OnnxPruneError, match="--recover distill learns from calibration inputs"):
+        onnxprune.prune(classifier(), ratio=0.5, recover="distill")

@@ -256,6 +256,11 @@ def test_a_speed_up_that_may_be_too_little_is_said() -> None:
     (note,) = speed.unsure(close, Speed(min_speedup=1.6))
     assert note.startswith("the speed-up is measured to be 1.67x, and may be below --min-speedup 1")
     assert not speed.unsure(close, Speed(min_speedup=1.2))
+    slower = speed.pace_of(timing(10, 10), timing(11, 10), Target())
+    (note,) = speed.unsure(slower, Speed(force=True))
+    assert note == "taken by --force: 0.909x as fast, and 1x is asked for"
+    (note,) = speed.unsure(close, Speed(min_speedup=2, force=True))
+    assert note == "taken by --force: 1.67x as fast, and 2x is asked for"
     assert not speed.unsure(close, Speed())
 
 
