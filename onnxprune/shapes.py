@@ -13,19 +13,20 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune.bodies import graphs
-from onnxprune.dynamic import choices, dynamic_axes
+from onnxprune.dynamic import choices, dynamic_axes, joints
 from onnxprune.errors import BadModelError, RuleError
 from onnxprune.inferring import INFERENCE_ERRORS, Known, complete, shapes_of
 from onnxprune.model import Array, Model, Node, Sample, operator, subgraphs
 from onnxprune.notation import Shape
 from onnxprune.rules import Row, Unprunable, fit_node
-from onnxprune.rules.tables import CONSTANTS, REARRANGES
+from onnxprune.rules.tables import CONSTANTS, REARRANGES, SIZED_BY_DATA
 from onnxprune.rules.values import is_small
 
 Sizes = Mapping[str, Sequence[int]]
@@ -91,7 +92,9 @@ def best_samples(
     """
     fewest, best, held = None, None, False
     chosen: list[dict[str, int]] = []
-    for turn, pair in enumerate(choices(proto)):
+    # What data decides is unknown at any size: it is no sign of a table that wants one.
+    last = () if any(node.op in SIZED_BY_DATA for node in nodes) else joints(proto)
+    for turn, pair in enumerate(chain(choices(proto), last)):
         found = [sample(light, nodes, constants, sizes, rules) for sizes in pair]
         misfits = sum(_misfits(nodes, own.shapes) for own, _ in found)
         if pair[0]:
