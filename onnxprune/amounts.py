@@ -43,7 +43,7 @@ def amount(value: float | str) -> float:
         number = float(found[1] + (found[2] or "")) * thousand ** POWERS[found[3].upper()]
     if not 0 < number < math.inf:
         raise OnnxPruneError(f"the amount '{value}' leaves nothing: give one above 0")
-    return _meant(number, value)
+    return number if text[-1].isalpha() or percent is not None else _meant(number, value)
 
 
 def _meant(number: float, value: float | str) -> float:

@@ -250,8 +250,8 @@ def check_patterns(coupling: Coupling, options: Options) -> list[str]:
     if ratios and len(unused(ratios)) == len(ratios):
         first = next(iter(ratios))
         raise OnnxPruneError(
-            f"--group-ratio '{first}' matches no group of '{coupling.model.name}', nor does another "
-            "one: see onnxprune inspect for the names of those that can be pruned"
+            f"--group-ratio '{first}' matches no group of '{coupling.model.name}', nor does any "
+            "other: see onnxprune inspect for the names of those that can be pruned"
         )
     for pattern in unused(options.include):
         raise OnnxPruneError(

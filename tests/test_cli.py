@@ -548,6 +548,12 @@ def test_more_than_all_is_refused() -> None:
         amounts.amount("101%")
 
 
+@pytest.mark.parametrize("given", ["50", 50, 1.5, "100"])
+def test_what_is_no_share_and_no_amount_is_refused(given: Any) -> None:
+    with pytest.raises(OnnxPruneError, match=f"'{given}' is more than all .* give {given}% or"):
+        amounts.amount(given)
+
+
 def test_percents_are_shares() -> None:
     percents, shares = (
         json.loads(run("prune", "m.onnx", "--dry-run", "--json", *arguments).stdout)
@@ -744,5 +750,5 @@ def test_gates_without_a_budget_search() -> None:
     samples("d.npz")
     data = ["--calibration", "d.npz", "--evaluate", "d.npz", "--max-drop", "20%"]
     shown = run("prune", "m.onnx", "-o", "small.onnx", *data, "--align", "1").stdout
-    assert "% of the MACs is the least that the gates allow, found by bisection" in shown
+    assert "% is the least that the gates allow, found by bisection" in shown
     assert widths("small.onnx")["w2"] != (32, 16, 3, 3)

@@ -119,6 +119,10 @@ def test_files_are_looked_for_beside_the_recipe() -> None:
         ('max-ratio = "x"', "key 'max-ratio': the share 'x' can't be read"),
         ('latency = "soon"', "key 'latency': the latency 'soon' can't be read"),
         ("mac = 1", "key 'mac': there is no such option: did you mean 'macs'?"),
+        (
+            "no-balanced = true",
+            "key 'no-balanced': there is no such option: write balanced = false",
+        ),
         ("output = 'x'", "key 'output': there is no such option: see prune --help"),
         ("steps = 0", "key 'steps': it should be greater than or equal to 1, not 0"),
         ('scope = "x"', "key 'scope': it should be 'global', 'uniform', 'by-cost' or 'per-group'"),

@@ -19,7 +19,7 @@ SHOWN = (64, 63, 60, 56, 48)
 
 def table_of(found: Probe) -> RenderableType:
     """One row a kind of kernel: times at some counts, and the steps."""
-    rows = table("kernel", *(f"{n} ch" for n in SHOWN), "step", "part", "off a part")
+    rows = table("kernel", *(f"{n} ch" for n in SHOWN), "step", "part", "off")
     for kind, curve in found.curves.items():
         times = dict(zip(curve.counts, curve.times_ms, strict=True))
         rows.add_row(

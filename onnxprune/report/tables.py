@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _NODE: Final = re.compile(r"^node '.*' \(([^)]*)\): ")  # a reason is shown once for all nodes
 SHOWN: Final = 20  # rows of a table; --all-groups shows the rest
+NARROW: Final = 8  # columns that a text keeps, however many figures stand beside it
+RATIOS: Final = 5  # of a table of sensitivities: more do not fit 80 columns
 LONG: Final = 60  # characters of a name in a table; JSON has all of them
 INPUTS: Final = 6  # of which the shapes are listed
 FEW: Final = 0.5  # seconds: a pass that took less is not listed
@@ -40,7 +42,11 @@ def table(*columns: str, left: int = 1) -> Table:
     for position, column in enumerate(columns):
         text = position < left
         made.add_column(
-            column, justify="left" if text else "right", no_wrap=not text, overflow="fold"
+            column,
+            justify="left" if text else "right",
+            no_wrap=not text,
+            overflow="fold",
+            min_width=NARROW if text and len(column) > 1 else None,
         )
     return made
 
@@ -196,8 +202,10 @@ def judgement(rows: Sequence[Fidelity], own: Evaluation | None) -> list[Renderab
 
 
 def sensitivity(found: Sensitivity) -> RenderableType:
-    """What each group loses at each ratio: a row a group, a column a ratio."""
+    """What each group loses at some ratios: a row a group, a column a ratio."""
     ratios = sorted({trial.ratio for trial in found.trials})
+    if len(ratios) > RATIOS:  # of those that lie evenly; files have all
+        ratios = [ratios[round(k * (len(ratios) - 1) / (RATIOS - 1))] for k in range(RATIOS)]
     rows: dict[str, dict[float, Trial]] = defaultdict(dict)
     for trial in found.trials:
         rows[trial.group][trial.ratio] = trial
