@@ -59,7 +59,8 @@ def test_law_2_the_masked_oracle(coupling: Coupling) -> None:
     verdict = verify(coupling, keep, shrink(coupling, keep))
     assert verdict.failure is None
     assert not verdict.blind
-    assert verdict.error <= TOLERANCE
+    # Never more than rounding alone does to the oracle, where that is more than the tolerance.
+    assert verdict.error <= max(TOLERANCE, verdict.noise or 0.0)
 
 
 def test_law_3_the_duplicate_oracle(name: str, coupling: Coupling) -> None:
