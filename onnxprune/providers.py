@@ -25,6 +25,10 @@ from onnxprune.extensions import add_extensions
 from onnxprune.target import OPTIMIZATIONS, Target
 
 ort.set_default_logger_severity(4)
+UNKNOWN: Final = "is not a registered function/op"  # in ONNX Runtime's words
+NO_KERNEL: Final = (
+    "; give the library that has it (--ort-extension), or leave the proof out (--no-verify)"
+)
 MESSAGE_LIMIT: Final = 300
 RECORD: Final = "session.record_ep_graph_assignment_info"
 LEVELS: Final = dict(
@@ -136,7 +140,8 @@ def open_session(
             )
     except Exception as error:
         if row.ort_name == CPU_NAME:
-            raise RunError(f"ONNX Runtime can't load the model: {brief(error)}") from error
+            hint = NO_KERNEL if UNKNOWN in str(error) else ""
+            raise RunError(f"ONNX Runtime can't load the model: {brief(error)}{hint}") from error
         raise ProviderError(
             f"the execution provider '{row.name}' can't load the model{_with(given)}: "
             f"{brief(error)}"

@@ -399,6 +399,7 @@ def test_a_rule_can_be_given() -> None:
     assert widths("small.onnx")["w1"] == (8, 3, 3, 3)
     result = run(*HALF, *rule, code=2)  # ONNX Runtime does not know it either
     assert "ONNX Runtime can't load the model" in result.stderr
+    assert "--ort-extension" in result.stderr
 
 
 def test_patterns_are_repeatable() -> None:
