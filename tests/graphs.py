@@ -13,6 +13,8 @@ from onnxprune.coupling import Coupling
 from onnxprune.files import load
 from onnxprune.passes.couple import couple
 from onnxprune.passes.normalize import normalize
+from onnxprune.passes.shrink import shrink
+from onnxprune.passes.verify import verify
 from onnxprune.rules import Row
 
 Array = NDArray[Any]
@@ -79,6 +81,17 @@ def halves(coupling: Coupling, seed: int = 0, exact: bool = False) -> dict[int, 
         if not (exact and group.mixing):
             found[group.factor] = mask
     return found
+
+
+def proven(proto: onnx.ModelProto) -> tuple[Coupling, onnx.ModelProto]:
+    """Half of every group goes, and the result is the masked original."""
+    coupling = coupled(proto)
+    keep = halves(coupling)
+    small = shrink(coupling, keep)
+    verdict = verify(coupling, keep, small)
+    assert verdict.ok, verdict.summary()
+    assert not verdict.blind
+    return coupling, small
 
 
 def convolutions(groups: int = 1) -> onnx.ModelProto:

@@ -8,27 +8,15 @@ import onnxruntime as ort
 import pytest
 
 from onnxprune import runtime
-from onnxprune.coupling import Coupling
 from onnxprune.data import MOST, further_inputs, random_inputs
 from onnxprune.errors import RunError
 from onnxprune.files import load
 from onnxprune.passes.shrink import shrink
 from onnxprune.passes.verify import verify
-from tests.graphs import coupled, halves, model, node, weight
+from tests.graphs import coupled, halves, model, node, proven, weight
 
 PIXELS: dict[str, Sequence[int | str]] = {"x": ["n", 3, "h", "w"]}
 TWO_LAYERS = {"w1": weight(1, 8, 3, 1, 1), "w2": weight(2, 4, 8, 1, 1)}
-
-
-def proven(proto: onnx.ModelProto) -> tuple[Coupling, onnx.ModelProto]:
-    """Half of every group goes, and the result is the masked original."""
-    coupling = coupled(proto)
-    keep = halves(coupling)
-    pruned = shrink(coupling, keep)
-    verdict = verify(coupling, keep, pruned)
-    assert verdict.ok, verdict.summary()
-    assert not verdict.blind
-    return coupling, pruned
 
 
 def sizes_of(name: str) -> list[onnx.NodeProto]:
